@@ -1,0 +1,1 @@
+"""Rigid transforms, pinhole cameras, arm kinematics and the time-stamped transform tree. Imports numpy only."""

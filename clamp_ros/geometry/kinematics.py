@@ -1,0 +1,41 @@
+"""Forward kinematics of the two arms, from the joint vector alone, so that hardware and simulation publish one TF.
+
+Source: MuJoCo Menagerie's ALOHA 2 (body offsets and joint axes of the ViperX 300 6-DoF).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clamp_ros.contract.robot import ARM_SLICES, joint_vector
+from clamp_ros.geometry.transforms import axis_angle, make
+
+WORLD_FROM_BASE: dict[str, NDArray[np.float64]] = {
+    "left": make(translation=(-0.469, -0.019, 0.02)),
+    "right": make(axis_angle((0.0, 0.0, 1.0), np.pi), (0.469, -0.019, 0.02)),
+}
+# (offset from the parent link in metres, joint axis), in the order of contract.robot.ARM_JOINTS.
+ARM_CHAIN: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...] = (
+    ((0.0, 0.0, 0.079), (0.0, 0.0, 1.0)),
+    ((0.0, 0.0, 0.04805), (0.0, 1.0, 0.0)),
+    ((0.05955, 0.0, 0.3), (0.0, 1.0, 0.0)),
+    ((0.2, 0.0, 0.0), (1.0, 0.0, 0.0)),
+    ((0.1, 0.0, 0.0), (0.0, 1.0, 0.0)),
+    ((0.069744, 0.0, 0.0), (1.0, 0.0, 0.0)),
+)
+GRIPPER_LINK_FROM_GRIPPER = make(translation=(0.15, 0.0, 0.0))
+"""From the wrist-rotate link to the site between the fingertips."""
+
+
+def world_from_gripper_link(arm: str, joints: ArrayLike) -> NDArray[np.float64]:
+    """(4, 4) pose of an arm's last link, frame `{arm}/gripper_link`, of a (14,) joint vector."""
+    pose = WORLD_FROM_BASE[arm]
+    for (offset, axis), angle in zip(ARM_CHAIN, joint_vector(joints)[ARM_SLICES[arm]], strict=False):
+        pose = pose @ make(axis_angle(axis, float(angle)), offset)
+    return pose
+
+
+def world_from_gripper(arm: str, joints: ArrayLike) -> NDArray[np.float64]:
+    """(4, 4) pose of the frame `{arm}/gripper` (contract.interfaces.gripper_frame) of a (14,) joint vector."""
+    return world_from_gripper_link(arm, joints) @ GRIPPER_LINK_FROM_GRIPPER
