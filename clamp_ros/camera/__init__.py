@@ -1,0 +1,1 @@
+"""From camera drivers to matched RGB-D frames."""

@@ -1,0 +1,1 @@
+"""From action chunks to joint commands: which action is due, and the gate that keeps the arms safe."""

@@ -1,0 +1,238 @@
+"""The control loop as a ROS 2 node: action chunks and joint states in, one safe joint command every 20 ms out.
+
+It shares its process with nothing. Until the arms have been measured it sends nothing; from then on it sends a command
+every tick, whatever fails: the action that is due, or the command before. /control/status and the log say which, and
+why. It runs on ROS time, so with use_sim_time it follows /clock.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from clamp_ros.contract.config import check, param
+from clamp_ros.contract.errors import ContractError
+from clamp_ros.contract.interfaces import (
+    ACTION_CHUNK,
+    CONTROL_ENABLE,
+    CONTROL_ESTOP,
+    CONTROL_RESET,
+    CONTROL_STATUS,
+    JOINT_COMMANDS,
+    JOINT_STATES,
+)
+from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
+from clamp_ros.control.chunks import FUTURE_TOLERANCE_NS, MODES, ChunkExecutor
+from clamp_ros.control.safety import GateResult, SafetyConfig, SafetyGate, State
+from clamp_ros.control.ticks import TickGrid
+from clamp_ros.ros.convert import chunk_from_message, joint_state_message, joints_from_message
+from clamp_ros.ros.convert import stamp_ns as stamp_of
+from clamp_ros.ros.params import declare
+from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+
+_LEVELS = {
+    State.IDLE: DiagnosticStatus.WARN,
+    State.RUNNING: DiagnosticStatus.OK,
+    State.HOLDING: DiagnosticStatus.WARN,
+    State.STOPPED: DiagnosticStatus.ERROR,
+}
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Parameters of the control node."""
+
+    mode: str = param("open_loop", "how chunks become commands", choices=MODES)
+    execute_steps: int = param(
+        25, "open loop: actions of a chunk that are sent before the next takes over", unit="ticks",
+        minimum=1, maximum=CHUNK_SIZE,
+    )  # fmt: skip
+    enabled: bool = param(True, "execute chunks from the start; else /control/enable begins")
+    realtime_priority: int = param(
+        20, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
+    )
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class ControlNode(Node):
+    """A timer, a chunk executor and the safety gate."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("control_node", **options)
+        self._config = declare(self, ControlConfig)
+        self._health = Health(self)
+        self._chunks = ChunkExecutor(self._config.mode, self._config.execute_steps)
+        self._gate = SafetyGate(self._config.safety)
+        self._grid = TickGrid()
+        self._enabled = self._config.enabled
+        if not self._enabled:
+            self._chunks.clear("disabled; /control/enable begins")
+        self._measured: tuple[Any, int] | None = None
+        self._due_ns = 0
+        self._ticked_s: float | None = None
+        self._said = ""
+        self._commands = advertise(self, JOINT_COMMANDS)
+        self._status = advertise(self, CONTROL_STATUS)
+        subscribe(self, ACTION_CHUNK, self._on_chunk)
+        subscribe(self, JOINT_STATES, self._on_joints)
+        serve(self, CONTROL_ENABLE, self._on_enable)
+        serve(self, CONTROL_ESTOP, self._on_estop)
+        serve(self, CONTROL_RESET, self._on_reset)
+        self._tell(GateResult(None, State.IDLE, "no joint states yet"))
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)
+        self._jump = self.get_clock().create_jump_callback(threshold, post_callback=lambda _jump: self._restart())
+        self.create_timer(CONTROL_PERIOD_NS / 1e9, self._tick)
+
+    def close(self) -> None:
+        """Stops listening to the clock; `run_node` calls it before the node is destroyed."""
+        self._jump.unregister()
+
+    def prepare_realtime(self) -> None:
+        """Raises this process's priority where it may, and keeps the garbage collector from what is there already.
+
+        All threads are raised: the loop waits for locks that the middleware's threads hold while they are starved.
+        """
+        gc.collect()
+        gc.freeze()
+        if self._config.realtime_priority:
+            scheduling = os.sched_param(self._config.realtime_priority)
+            try:
+                for thread in Path("/proc/self/task").iterdir():
+                    os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, scheduling)
+            except PermissionError:
+                self.get_logger().info("no right to real-time priority; under load commands may jitter more")
+
+    def _tick(self) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        if now_ns == 0:  # simulated time has not begun
+            return
+        due_ns = self._grid.next(now_ns)
+        if due_ns is None:
+            return
+        if due_ns < self._due_ns:
+            self._restart()  # the system's clock was set back
+        self._due_ns = due_ns
+        action, reason = self._chunks.action_at(due_ns)
+        measured, measured_ns = self._measured or (None, None)
+        result = self._gate.check(action, due_ns, measured, measured_ns, reason)
+        if result.command is not None:
+            self._commands.publish(joint_state_message(result.command, due_ns))
+        if result.limited:
+            self._health.count("limited")
+            self._health.gauge("limited_joints", " ".join(result.limited))
+        self._health.gauge("skipped", self._grid.skipped)
+        started_s = time.monotonic()
+        if self._ticked_s is not None:
+            self._health.sample("period_ms", 1e3 * (started_s - self._ticked_s))
+        self._ticked_s = started_s
+        self._tell(result)
+
+    def _restart(self) -> None:
+        """A new episode: what was measured, planned and commanded before it is void. A latched stop stays."""
+        self.get_logger().info("time ran back: a new episode; chunks and commands before it are void")
+        self._due_ns = 0
+        self._measured = None
+        self._gate.restart()
+        self._chunks.clear(self._idle_reason())
+
+    def _idle_reason(self) -> str:
+        return "no action chunk yet" if self._enabled else "disabled; /control/enable begins"
+
+    def _on_joints(self, message: JointState) -> None:
+        stamp_ns = stamp_of(message.header.stamp)
+        now_ns = self.get_clock().now().nanoseconds
+        if stamp_ns - now_ns > FUTURE_TOLERANCE_NS:  # left over from before a simulation's reset
+            if now_ns:
+                ahead_s = (stamp_ns - now_ns) / 1e9
+                self._health.fault("joint_state_from_the_future", f"joint state is {ahead_s:.2f} s ahead of the clock")
+            return
+        try:
+            self._measured = joints_from_message(message, "joint state"), stamp_ns
+        except ContractError as error:
+            self._health.fault("bad_joint_state", str(error))
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        if not self._enabled or self._gate.stopped:
+            return
+        try:
+            refused = self._chunks.add(chunk_from_message(message))
+        except ContractError as error:
+            # Its sender is not to be trusted with what it sent before, either.
+            self._chunks.clear(f"bad action chunk: {error}")
+            self._health.fault("bad_chunk", str(error))
+            return
+        if refused is None:
+            self._health.count("chunks")
+        else:
+            self._health.fault("refused_chunk", refused)
+
+    def _void(self, reason: str) -> None:
+        self._chunks.clear(reason, void_before_ns=self.get_clock().now().nanoseconds)
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = request.data
+        self._void(self._idle_reason())
+        response.success = True
+        response.message = "executing chunks" if request.data else "holding"
+        return response
+
+    def _on_estop(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._gate.stop(f"emergency stop by {CONTROL_ESTOP.name}; {CONTROL_RESET.name} releases it")
+        self._void(self._idle_reason())
+        response.success = True
+        response.message = "stopped: holding until reset"
+        return response
+
+    def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.message = "released" if self._gate.stopped else "there was no emergency stop"
+        self._gate.reset()
+        self._void(self._idle_reason())
+        response.success = True
+        return response
+
+    def _tell(self, result: GateResult) -> None:
+        """Publishes and logs what the loop does, when that changes; a changing number alone is no change."""
+        text = f"{result.state.value}{': ' if result.reason else ''}{result.reason}"
+        said = re.sub(r"-?\d+(\.\d+)?", "#", text)
+        if said == self._said:
+            return
+        self._said = said
+        level = _LEVELS[result.state]
+        values = [KeyValue(key="state", value=result.state.value), KeyValue(key="reason", value=result.reason)]
+        self._status.publish(DiagnosticStatus(level=level, name=self.get_name(), message=text, values=values))
+        running = result.state is State.RUNNING
+        self._health.hold("control", None if running else text, error=result.state is State.STOPPED)
+        log = self.get_logger()
+        log.info(text) if running else log.warning(text)
+
+
+def _make() -> ControlNode:
+    node = ControlNode()
+    node.prepare_realtime()
+    return node
+
+
+def main() -> int:
+    """The executable `control_node`."""
+    return run_node(_make)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

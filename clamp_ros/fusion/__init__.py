@@ -1,0 +1,1 @@
+"""Depth images become one cloud, and the cloud becomes the five virtual views that the policy sees."""

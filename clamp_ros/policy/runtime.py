@@ -1,0 +1,238 @@
+"""Runs a policy artifact with onnxruntime: one observation in, one action chunk out.
+
+The images and the history are encoded once a chunk and the decoder's cross-attention keys and values are computed once
+and kept on the device; only the decoder runs in every denoising step (the noised actions enter nothing else).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
+from clamp_ros.contract.observation import ActionChunk, Observation
+from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
+from clamp_ros.contract.views import TILED_SHAPE
+from clamp_ros.policy.artifact import PARTS, Artifact, Manifest
+from clamp_ros.policy.diffusion import SAMPLERS, sample
+from clamp_ros.policy.preprocess import preprocess_rgb
+
+_FLOAT, _BOOL, _INT64 = "tensor(float)", "tensor(bool)", "tensor(int64)"
+_NUMPY = {_FLOAT: np.float32, _BOOL: np.bool_, _INT64: np.int64}
+_WARM_UP_STAMP_NS = 0
+
+Tensor = tuple[str, tuple[int | str, ...]]
+"""An ONNX input or output: its type, and its shape with a name for every size that the artifact chooses."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall time of each stage of one inference, milliseconds."""
+
+    preprocess_ms: float
+    encode_ms: float
+    context_ms: float
+    denoise_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """All stages."""
+        return self.preprocess_ms + self.encode_ms + self.context_ms + self.denoise_ms
+
+
+def expected_tensors(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """(inputs, outputs) that each ONNX file of an artifact must have, by file and name."""
+    encoded: dict[str, Tensor] = {
+        "image_tokens": (_FLOAT, (1, "T", "D")),
+        "image_valid": (_BOOL, (1, "T")),
+        "action_tokens": (_FLOAT, (1, CHUNK_SIZE, "D")),
+    }
+    memory: dict[str, Tensor] = {
+        "keys": (_FLOAT, ("L", 1, "H", "S", "d")),
+        "values": (_FLOAT, ("L", 1, "H", "S", "d")),
+        "memory_valid": (_BOOL, (1, "S")),
+    }
+    actions: Tensor = (_FLOAT, (1, CHUNK_SIZE, NUM_JOINTS))
+    rgb = {} if manifest.rgb is None else {
+        f"rgb_{camera}": (_FLOAT, (1, 3, manifest.rgb.height, manifest.rgb.width)) for camera in manifest.rgb_cameras
+    }  # fmt: skip
+    return {
+        "encoders": ({"views": (_FLOAT, (1, *TILED_SHAPE)), "action_history": actions}, encoded),
+        "context": ({**encoded, "proprio": (_FLOAT, (1, NUM_JOINTS)), **rgb}, memory),
+        "denoise": ({"noisy_actions": actions, "step": (_INT64, (1,)), **memory}, {"noise": actions}),
+    }
+
+
+class PolicyRuntime:
+    """The three sessions of an artifact. Not thread-safe: one inference at a time.
+
+    Attributes:
+        artifact: what it runs.
+        timings: of the newest inference, None before the first.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 0,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        sampler: str | None = None,
+        inference_steps: int | None = None,
+    ) -> None:
+        """Opens the sessions and checks their inputs and outputs against the manifest.
+
+        Args:
+            artifact: loaded and verified.
+            threads: intra-op threads; 0 lets onnxruntime take every core.
+            providers: onnxruntime execution providers, the preferred first.
+            sampler: "ddim" or "ddpm" in place of the manifest's.
+            inference_steps: denoising steps in place of the manifest's.
+
+        Raises:
+            ArtifactError: a file is no ONNX model, or its inputs or outputs are not those of a policy.
+            ConfigError: a provider is not available, or a number is out of range.
+        """
+        manifest = artifact.manifest
+        self.artifact = artifact
+        self.timings: Timings | None = None
+        self._normalization = manifest.normalization
+        self._schedule = manifest.diffusion.noise_schedule()
+        self._sampler = manifest.diffusion.sampler if sampler is None else sampler
+        self._steps = manifest.diffusion.inference_steps if inference_steps is None else inference_steps
+        self._schedule.steps(self._steps)
+        if self._sampler not in SAMPLERS:
+            raise ConfigError(f"sampler is {self._sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        if missing := [name for name in providers if name not in ort.get_available_providers()]:
+            raise ConfigError(f"onnxruntime has no {missing}; this build has {ort.get_available_providers()}")
+        if threads < 0:
+            raise ConfigError(f"threads is {threads}, expected 0 (all cores) or more")
+        self._device = "cuda" if providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Spinning threads take the cores from fusion and the control loop between two inferences.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._sessions = {part: _open(artifact, part, options, list(providers)) for part in PARTS}
+        sizes: dict[str, tuple[int, str]] = {}
+        for part, (inputs, outputs) in expected_tensors(manifest).items():
+            _check(part, "input", self._sessions[part].get_inputs(), inputs, sizes)
+            _check(part, "output", self._sessions[part].get_outputs(), outputs, sizes)
+
+    def warm_up(self) -> None:
+        """Runs one inference on an empty observation, so that the first real one is as fast as the rest."""
+        manifest = self.artifact.manifest
+        color = {n: np.zeros((c.height, c.width, 3), np.uint8) for n, c in manifest.cameras.items() if c.rgb}
+        joints, history = np.zeros(NUM_JOINTS, np.float32), np.zeros((CHUNK_SIZE, NUM_JOINTS), np.float32)
+        views = np.zeros(TILED_SHAPE, np.float32)
+        self.infer(Observation(_WARM_UP_STAMP_NS, views, color, joints, history), np.random.default_rng(0))
+        self.timings = None
+
+    def infer(self, observation: Observation, rng: np.random.Generator) -> ActionChunk:
+        """Draws an action chunk.
+
+        Args:
+            observation: with the colour image of every rgb camera of the manifest.
+            rng: source of the sampler's noise; an equal state gives an equal chunk.
+
+        Returns:
+            Chunk with the observation's stamp, every action within the range of the training data.
+
+        Raises:
+            ContractError: a colour image is missing, a network fails, or its output is not finite.
+        """
+        started = time.perf_counter()
+        feeds = self._feeds(observation)
+        preprocessed = time.perf_counter()
+        encoded = self._run("encoders", {name: feeds.pop(name) for name in ("views", "action_history")})
+        encoded_at = time.perf_counter()
+        memory = self._run("context", {**encoded, **feeds})
+        context_at = time.perf_counter()
+        normalised = self._denoise(memory, rng)
+        ended = time.perf_counter()
+        marks = (started, preprocessed, encoded_at, context_at, ended)
+        self.timings = Timings(*(1e3 * (b - a) for a, b in itertools.pairwise(marks)))
+        return ActionChunk(observation.stamp_ns, self._normalization.actions_inverse(normalised[0]))
+
+    def _feeds(self, observation: Observation) -> dict[str, ort.OrtValue]:
+        manifest = self.artifact.manifest
+        arrays = {
+            "views": observation.views,
+            "action_history": self._normalization.history(observation.action_history),
+            "proprio": self._normalization.proprio(observation.joint_positions),
+        }
+        if manifest.rgb is not None:
+            for camera in manifest.rgb_cameras:
+                if camera not in observation.colors:
+                    seen = sorted(observation.colors)
+                    raise ContractError(f"the observation lacks the colour image of {camera!r}; it has {seen}")
+                size = (manifest.rgb.height, manifest.rgb.width)
+                arrays[f"rgb_{camera}"] = preprocess_rgb(observation.colors[camera], *size)
+        return {name: self._value(array[None]) for name, array in arrays.items()}
+
+    def _value(self, array: NDArray[Any]) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+
+    def _run(self, part: str, feeds: Mapping[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
+        """Runs a session; its outputs stay on the device."""
+        session = self._sessions[part]
+        binding = session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        names = [output.name for output in session.get_outputs()]
+        for name in names:
+            binding.bind_output(name, self._device)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise ContractError(f"{part}.onnx of {self.artifact.folder} failed: {error}") from error
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _denoise(self, memory: Mapping[str, ort.OrtValue], rng: np.random.Generator) -> NDArray[np.float32]:
+        def denoise(noisy: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+            inputs = {"noisy_actions": self._value(noisy), "step": self._value(np.array([step], np.int64))}
+            noise = self._run("denoise", {**inputs, **memory})["noise"].numpy()
+            if not np.isfinite(noise).all():
+                raise ContractError(f"the policy's output is not finite at denoising step {step}; the chunk is dropped")
+            return noise
+
+        shape = (1, CHUNK_SIZE, NUM_JOINTS)
+        return sample(denoise, shape, rng, self._schedule, self._steps, self._sampler)
+
+
+def _open(artifact: Artifact, part: str, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    path = artifact.file(part)
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ArtifactError(f"{path} is no ONNX model that onnxruntime {ort.__version__} can run: {error}") from error
+
+
+def _check(
+    part: str, kind: str, found: Sequence[Any], expected: Mapping[str, Tensor], sizes: dict[str, tuple[int, str]]
+) -> None:
+    """Compares a session's inputs or outputs with the expected ones; named sizes must agree throughout `sizes`."""
+    by_name = {tensor.name: tensor for tensor in found}
+    if set(by_name) != set(expected):
+        raise ArtifactError(f"{part}.onnx has {kind}s {sorted(by_name)}, the manifest asks for {sorted(expected)}")
+    for name, (dtype, shape) in expected.items():
+        tensor = by_name[name]
+        label = f"{part}.onnx {kind} {name!r}"
+        if tensor.type != dtype or len(tensor.shape) != len(shape):
+            raise ArtifactError(f"{label} is {tensor.type} {tensor.shape}, expected {dtype} {list(shape)}")
+        for size, wanted in zip(tensor.shape, shape, strict=True):
+            if not isinstance(size, int):  # symbolic: known only when it runs
+                continue
+            if isinstance(wanted, str):
+                wanted, where = sizes.setdefault(wanted, (size, label))
+            else:
+                where = "the manifest"
+            if size != wanted:
+                raise ArtifactError(f"{label} has shape {tensor.shape}, {where} asks for {wanted} in place of {size}")

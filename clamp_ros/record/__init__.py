@@ -1,0 +1,1 @@
+"""Episodes on disk: one rosbag2 MCAP directory an episode, written by the recorder node and read without ROS."""

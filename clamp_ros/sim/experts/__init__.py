@@ -1,0 +1,33 @@
+"""Scripted experts: they know where everything is, and show how a task is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clamp_ros.contract.errors import SimulationError
+from clamp_ros.sim.experts.expert import Expert
+from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
+
+if TYPE_CHECKING:
+    from clamp_ros.sim.world import World
+
+_EXPERTS = {
+    "mug_on_plate": make_mug_on_plate_expert,
+    "mug_on_plate_easy": make_mug_on_plate_expert,
+}
+
+
+def make_expert(world: World, rng: np.random.Generator) -> Expert:
+    """An expert for the world's task and present state; all its variety comes from `rng`.
+
+    Raises:
+        SimulationError: the task has no expert, or the scene is out of the arms' reach.
+    """
+    if world.task.name not in _EXPERTS:
+        raise SimulationError(f"task {world.task.name} has no scripted expert; tasks that have one: {sorted(_EXPERTS)}")
+    return _EXPERTS[world.task.name](world, rng)
+
+
+__all__ = ["Expert", "make_expert"]

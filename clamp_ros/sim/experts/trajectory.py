@@ -1,0 +1,164 @@
+"""Smooth gripper motions through Cartesian waypoints, turned into absolute joint targets at 50 Hz.
+
+Every move is a minimum-jerk displacement. Moves may overlap in time: their displacements add up, so that a corner is
+rounded without stopping and without a jump in velocity or acceleration.
+
+Waypoints are Cartesian; between them, displacements are taken in cylindrical coordinates about the arm's waist
+(azimuth, radius, height, and orientation as seen from that azimuth). A gripper that is in the vertical plane through
+the waist at both ends then stays in it on the way, and the wrist passes its singularity (straight) without a roll.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clamp_ros.contract.errors import SimulationError
+from clamp_ros.contract.robot import ARM_JOINTS, ARM_SLICES, CONTROL_RATE_HZ, JOINT_NAMES, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.geometry.kinematics import WORLD_FROM_BASE
+from clamp_ros.geometry.transforms import axis_angle, invert, make
+from clamp_ros.sim.experts.ik import forward, rotation_vector, solve
+
+_UP = (0.0, 0.0, 1.0)
+_SPEED_MARGIN = 0.9
+"""Planned joint speeds stay below this share of their limits."""
+_COMFORT = 0.55
+"""Share of its speed limit that the busiest joint of a comfortable move reaches."""
+_PEAK_OVER_MEAN = 1.875
+"""Of minimum jerk."""
+_SHORTEST_MOVE_S = 0.9
+
+
+@dataclass(frozen=True)
+class _Move:
+    start_s: float
+    duration_s: float
+    shift: NDArray[np.float64]
+    turn: NDArray[np.float64]
+    grip_m: float
+
+
+def minimum_jerk(fraction: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Share of the way after a share of the time; velocity and acceleration end at zero (Flash & Hogan 1985)."""
+    t = np.clip(fraction, 0.0, 1.0)
+    return t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
+
+
+def _split(arm: str, world_from_gripper: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(azimuth, radius, height) of a gripper about its arm's base, and its (3, 3) rotation seen from that azimuth."""
+    pose = invert(WORLD_FROM_BASE[arm]) @ world_from_gripper
+    x, y, z = pose[:3, 3]
+    azimuth = float(np.arctan2(y, x))
+    return np.array([azimuth, np.hypot(x, y), z]), axis_angle(_UP, azimuth).T @ pose[:3, :3]
+
+
+def _join(arm: str, cylinder: NDArray[np.float64], local: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of `_split`."""
+    azimuth, radius, height = (float(value) for value in cylinder)
+    position = (radius * np.cos(azimuth), radius * np.sin(azimuth), height)
+    return WORLD_FROM_BASE[arm] @ make(axis_angle(_UP, azimuth) @ local, position)
+
+
+class ArmPath:
+    """Moves of one gripper, added one after another from a starting joint vector.
+
+    Args:
+        arm: left or right.
+        joints: (14,) joint targets at the start.
+        speed: factor on all durations' inverse; 1.1 is ten percent faster.
+    """
+
+    def __init__(self, arm: str, joints: NDArray[np.float64], speed: float = 1.0) -> None:
+        self._arm = arm
+        self._joints = np.array(joints, dtype=np.float64)
+        self._speed = speed
+        self._start_pose, _ = forward(arm, self._joints[ARM_SLICES[arm]][: len(ARM_JOINTS)])
+        self._start_grip_m = float(self._joints[ARM_SLICES[arm]][-1])
+        self._cylinder, self._local = _split(arm, self._start_pose)
+        self._grip_m = self._start_grip_m
+        self._moves: list[_Move] = []
+        self._end_s = 0.0
+
+    @property
+    def start_pose(self) -> NDArray[np.float64]:
+        """(4, 4) world_from_gripper at the start."""
+        return self._start_pose
+
+    def move(
+        self,
+        duration_s: float,
+        pose: NDArray[np.float64] | None = None,
+        grip_m: float | None = None,
+        blend_s: float = 0.0,
+    ) -> None:
+        """Adds a move to a gripper pose and finger position; what is left out stays as it is.
+
+        Args:
+            duration_s: at speed 1.
+            pose: (4, 4) world_from_gripper at the end of the move.
+            grip_m: finger position at the end of the move.
+            blend_s: how long before the end of the move before this one begins.
+        """
+        cylinder, local = (self._cylinder, self._local) if pose is None else _split(self._arm, pose)
+        grip_m = self._grip_m if grip_m is None else grip_m
+        start_s = max(self._end_s - blend_s / self._speed, 0.0)
+        shift = cylinder - self._cylinder
+        turn = rotation_vector(self._local.T @ local)
+        self._moves.append(_Move(start_s, duration_s / self._speed, shift, turn, grip_m - self._grip_m))
+        self._end_s = max(self._end_s, start_s + duration_s / self._speed)
+        self._cylinder, self._local, self._grip_m = cylinder, local, grip_m
+
+    def seconds_to(self, pose: NDArray[np.float64]) -> float:
+        """A comfortable duration, at speed 1, of a move from the last pose to this one: by the joint that travels most.
+
+        Raises:
+            SimulationError: the pose is out of reach.
+        """
+        rest = REST_POSE[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
+        here = solve(self._arm, _join(self._arm, self._cylinder, self._local), rest)
+        travel = np.abs(solve(self._arm, pose, rest) - here)
+        limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
+        return max(_SHORTEST_MOVE_S, _PEAK_OVER_MEAN * float((travel / limits).max()) / _COMFORT)
+
+    def pose_at(self, time_s: float) -> tuple[NDArray[np.float64], float]:
+        """world_from_gripper (4, 4) and finger position at a time."""
+        cylinder, local = _split(self._arm, self._start_pose)
+        grip_m = self._start_grip_m
+        for move in self._moves:
+            if time_s <= move.start_s:
+                continue
+            share = float(minimum_jerk((time_s - move.start_s) / move.duration_s))
+            cylinder = cylinder + share * move.shift
+            grip_m += share * move.grip_m
+            angle = float(np.linalg.norm(move.turn))
+            if angle > 1e-9:
+                local = local @ axis_angle(move.turn / angle, share * angle)
+        return _join(self._arm, cylinder, local), grip_m
+
+    def joint_targets(self) -> NDArray[np.float64]:
+        """(T, 14) joint targets, one a control tick, from the first tick after the start to the end of the last move.
+
+        The other arm keeps its starting joints.
+
+        Raises:
+            SimulationError: a pose is out of reach, or a joint would have to move faster than its limit.
+        """
+        count = int(np.ceil(self._end_s * CONTROL_RATE_HZ - 1e-9))
+        targets = np.tile(self._joints, (count, 1))
+        columns = ARM_SLICES[self._arm]
+        seed = self._joints[columns][: len(ARM_JOINTS)]
+        for row in range(count):
+            pose, grip_m = self.pose_at((row + 1) / CONTROL_RATE_HZ)
+            seed = solve(self._arm, pose, seed)
+            targets[row, columns] = (*seed, grip_m)
+        speeds = np.abs(np.diff(targets, axis=0, prepend=self._joints[None])) * CONTROL_RATE_HZ
+        too_fast = speeds.max(axis=0) > _SPEED_MARGIN * VELOCITY_LIMITS
+        if too_fast.any():
+            worst = {JOINT_NAMES[i]: round(float(speeds[:, i].max()), 2) for i in np.flatnonzero(too_fast)}
+            raise SimulationError(
+                f"the planned motion is too fast for {worst} (rad/s, m/s); allowed is {_SPEED_MARGIN} of "
+                f"{VELOCITY_LIMITS[np.flatnonzero(too_fast)].tolist()}; make the moves longer"
+            )
+        return targets

@@ -1,0 +1,10 @@
+"""The simulated tasks, by name."""
+
+from __future__ import annotations
+
+from clamp_ros.sim.tasks.mug_on_plate import MugOnPlate, MugOnPlateEasy
+from clamp_ros.sim.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (MugOnPlate, MugOnPlateEasy)}
+
+__all__ = ["TASKS", "Task"]
