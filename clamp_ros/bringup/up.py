@@ -1,0 +1,262 @@
+"""`clamp up`: runs the graph of `clamp_ros.bringup.graph` where there is no `ros2 launch`, by the same rules.
+
+Each node is a process in a session of its own, so that Ctrl-C reaches it once, through here. Logs are prefixed with the
+node's name. A node that may be restarted is; the death of any other ends the system with an exit code that is not 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, TextIO
+
+from clamp_ros.bringup.graph import EXIT_CONFIGURATION, RESTART_DELAY_S, RESTARTS, Argument, Node, aloha_policy
+from clamp_ros.contract.errors import ConfigError
+from clamp_ros.ros import environment, messages
+
+GRACE_S = 10.0
+"""How long nodes may take to end after the signal, before they are killed."""
+_OWN_NAME = "clamp"
+_COLORS = (36, 33, 35, 32, 34)
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def command(node: Node) -> list[str]:
+    """The command line that starts a node."""
+    line = [sys.executable, "-m", node.module, "--ros-args", "-r", f"__node:={node.name}"]
+    for name, value in node.parameters.items():
+        line += ["-p", f"{name}:={json.dumps(value)}"]
+    for source, target in node.remaps.items():
+        line += ["-r", f"{source}:={target}"]
+    for path in node.files:
+        line += ["--params-file", str(path)]
+    return line
+
+
+def parse_arguments(words: Sequence[str]) -> dict[str, str]:
+    """``name:=value`` words as a mapping.
+
+    Raises:
+        ConfigError: a word has another form, or a name comes twice.
+    """
+    given: dict[str, str] = {}
+    for word in words:
+        name, separator, value = word.partition(":=")
+        if not separator or not name:
+            raise ConfigError(f"{word!r} is not a launch argument, expected name:=value")
+        if name in given:
+            raise ConfigError(f"launch argument {name} is given twice")
+        given[name] = value
+    return given
+
+
+def describe(arguments: Sequence[Argument]) -> str:
+    """The launch arguments as text for ``--help``."""
+    lines = []
+    for argument in arguments:
+        lines.append(f"  {argument.name}:={argument.default or '(empty)'}")
+        lines.append(f"      {argument.doc}" + (f"; one of {', '.join(argument.choices)}" if argument.choices else ""))
+    return "\n".join(lines)
+
+
+def up(words: Sequence[str]) -> int:
+    """Runs the policy's graph until it is told to stop, or a node that it cannot do without dies.
+
+    Args:
+        words: launch arguments, ``name:=value``.
+
+    Returns:
+        The exit code: 0 after a stop that was asked for, 2 where the user must mend something, else 1.
+
+    Raises:
+        ClampError: the arguments are wrong, or ROS cannot start here.
+    """
+    nodes = aloha_policy(parse_arguments(words))
+    environment.prepare()
+    messages.ensure()
+    return Runner(nodes).run()
+
+
+@dataclass
+class _Process:
+    node: Node
+    popen: subprocess.Popen[bytes]
+    output: IO[bytes]
+    pidfd: int
+    restarts: int
+    unfinished_line: bytes = b""
+
+
+class Runner:
+    """Runs nodes as processes: logs, signals, restarts, exit code. One thread, which sleeps until something happens.
+
+    Attributes:
+        nodes: what it runs.
+    """
+
+    def __init__(self, nodes: Sequence[Node], output: TextIO | None = None) -> None:
+        """Prepares to run `nodes`, logging to `output`, by default standard output."""
+        self.nodes = tuple(nodes)
+        self._output = output or sys.stdout
+        self._color = self._output.isatty() and "NO_COLOR" not in os.environ
+        self._prefixes = self._make_prefixes()
+        self._selector = selectors.DefaultSelector()
+        self._processes: dict[str, _Process] = {}
+        self._due: list[tuple[float, Node, int]] = []
+        self._stopping = False
+        self._kill_at: float | None = None
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Starts every node, and returns the exit code once all have ended."""
+        with _signals() as wakeup:
+            self._selector.register(wakeup, selectors.EVENT_READ, None)
+            try:
+                for node in self.nodes:
+                    self._start(node, 0)
+                while self._processes or (self._due and not self._stopping):
+                    self._step(wakeup)
+            finally:  # a defect here must not leave arms moving
+                self._kill()
+                self._selector.close()
+        return self._exit_code
+
+    def _step(self, wakeup: socket.socket) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            if key.data is None:
+                self._stop(signal.Signals(wakeup.recv(1)[0]))
+            elif key.fd == key.data.pidfd:
+                self._end(key.data)
+            elif key.data.node.name in self._processes:  # not ended by an earlier event of this batch
+                self._read(key.data)
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at and self._processes:
+            self._say(f"{', '.join(self._processes)} did not end within {GRACE_S:g} s and is killed")
+            self._exit_code = self._exit_code or 1
+            self._kill()
+        if not self._stopping:
+            due, self._due = [d for d in self._due if d[0] <= now], [d for d in self._due if d[0] > now]
+            for _, node, restarts in due:
+                self._start(node, restarts)
+
+    def _timeout(self) -> float | None:
+        times = [due for due, _, _ in self._due] if not self._stopping else []
+        if self._kill_at is not None:
+            times.append(self._kill_at)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _start(self, node: Node, restarts: int) -> None:
+        popen = subprocess.Popen(
+            command(node),
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "RCUTILS_COLORIZED_OUTPUT": "1" if self._color else "0"},
+            start_new_session=True, preexec_fn=die_with_parent, bufsize=0,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        output = popen.stdout
+        assert output is not None  # noqa: S101 (it is a pipe)
+        os.set_blocking(output.fileno(), False)
+        process = _Process(node, popen, output, os.pidfd_open(popen.pid), restarts)
+        self._processes[node.name] = process
+        self._selector.register(output, selectors.EVENT_READ, process)
+        self._selector.register(process.pidfd, selectors.EVENT_READ, process)
+
+    def _read(self, process: _Process) -> bool:
+        """Passes on the lines that a node has written so far; False at the end of its output."""
+        while data := process.output.read(65536):
+            *lines, process.unfinished_line = (process.unfinished_line + data).split(b"\n")
+            for line in lines:
+                self._write(process.node.name, line)
+        if data is None:  # nothing more for now
+            return True
+        self._selector.unregister(process.output)
+        return False
+
+    def _end(self, process: _Process) -> None:
+        """Takes note of a node's death: the last words, and whether it is started again."""
+        with contextlib.suppress(ProcessLookupError):  # its children; it is not reaped yet, so the number is its own
+            os.killpg(process.popen.pid, signal.SIGKILL)
+        code = process.popen.wait()
+        if process.output in self._selector.get_map() and self._read(process):
+            self._selector.unregister(process.output)
+        if process.unfinished_line:
+            self._write(process.node.name, process.unfinished_line)
+        self._selector.unregister(process.pidfd)
+        os.close(process.pidfd)
+        process.output.close()
+        del self._processes[process.node.name]
+        if not self._stopping:
+            self._restart_or_stop(process, code)
+
+    def _restart_or_stop(self, process: _Process, code: int) -> None:
+        node, deaths = process.node, process.restarts + 1
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if node.restarts(code, deaths):
+            self._say(f"{node.name} {how}; starting it again ({deaths} of {RESTARTS})")
+            self._due.append((time.monotonic() + RESTART_DELAY_S, node, deaths))
+            return
+        self._say(f"{node.name} {how}, and the system cannot go on without it; stopping")
+        self._exit_code = EXIT_CONFIGURATION if code == EXIT_CONFIGURATION else 1
+        self._stop(signal.SIGTERM)  # not SIGINT, for which a node that is still importing has nothing but a traceback
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Passes a signal on to every node; the second one kills them."""
+        if self._stopping:
+            self._kill()
+            return
+        self._stopping = True
+        self._kill_at = time.monotonic() + GRACE_S
+        for process in self._processes.values():
+            process.popen.send_signal(number)
+
+    def _kill(self) -> None:
+        self._stopping, self._kill_at = True, None
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.popen.pid, signal.SIGKILL)
+
+    def _make_prefixes(self) -> dict[str, str]:
+        names = [*(node.name for node in self.nodes), _OWN_NAME]
+        width = max(map(len, names))
+        plain = {name: f"[{name}]{'':{width - len(name)}} " for name in names}
+        if not self._color:
+            return plain
+        return {name: f"\033[{_COLORS[i % len(_COLORS)]}m{plain[name]}\033[0m" for i, name in enumerate(names)}
+
+    def _say(self, text: str) -> None:
+        self._write(_OWN_NAME, text.encode())
+
+    def _write(self, name: str, line: bytes) -> None:
+        print(self._prefixes[name] + line.decode(errors="replace"), file=self._output, flush=True)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """SIGINT and SIGTERM as bytes to read from a socket, so that one `select` waits for everything."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    fd = signal.set_wakeup_fd(writer.fileno())
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(fd)
+        reader.close()
+        writer.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """In the child: SIGTERM when this process dies, however it dies, so that no node is left without supervision."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
