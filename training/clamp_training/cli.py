@@ -1,0 +1,120 @@
+"""The verbs of `clamp train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clamp_ros.contract.errors import ConfigError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `clamp train`."""
+    top = argparse.ArgumentParser(
+        prog="clamp train",
+        description="From bags to an artifact: convert, encoders, policy, export. Each continues where it stopped.",
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text)
+
+    convert = verb("convert", "Bags to a training store that is read without ROS.")
+    convert.add_argument("bags", nargs="+", type=Path, help="folders; every bag below them is taken")
+    convert.add_argument("--out", type=Path, required=True, help="the store's folder")
+    convert.add_argument("--experiment", required=True, help="names the cameras and the colour images' size")
+    convert.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+    for name, text in (
+        ("encoders", "Contrastive pretraining of the image, text and action encoders."),
+        ("policy", "Training of the diffusion policy on frozen encoders."),
+    ):
+        train = verb(name, text)
+        train.add_argument("--experiment", required=True, help="a name in training/configs, or a YAML file")
+        train.add_argument("--store", type=Path, required=True, nargs="+", help="training stores")
+        train.add_argument("--held-out", type=int, default=20, help="episodes of each store kept for the curves")
+        train.add_argument("--out", type=Path, required=True, help="the run's folder; a checkpoint there is continued")
+        train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch")
+        if name == "policy":
+            train.add_argument(
+                "--encoders", type=Path, required=True, help="encoders.safetensors of `clamp train encoders`"
+            )
+            train.add_argument("--initial", type=Path, help="policy.safetensors to fine-tune")
+
+    export = verb("export", "Weights to an artifact: ONNX, manifest, model card.")
+    export.add_argument("--experiment", required=True)
+    export.add_argument("--encoders", type=Path, required=True)
+    export.add_argument("--policy", type=Path, required=True)
+    export.add_argument("--store", type=Path, required=True, help="the demonstrations, for the cameras' intrinsics")
+    export.add_argument("--out", type=Path, required=True, help="the artifact's folder")
+    export.add_argument("--data", default="", help="a sentence for the model card: what the data is")
+    export.add_argument("--commands", type=Path, help="a text file of the commands used, for the model card")
+
+    score = verb("score", "Adds a result of `clamp eval` to an artifact's manifest and model card.")
+    score.add_argument("artifact", type=Path)
+    score.add_argument("result", type=Path, help="the JSON that `clamp eval` wrote")
+    score.add_argument(
+        "--name", required=True, help="what the result is called, such as 'in process, seeds 10000-10049'"
+    )
+
+    info = verb("info", "Parameter counts of an experiment.")
+    info.add_argument("--experiment", required=True)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; ClampError is left to the caller."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from clamp_training import config
+
+    if options.verb == "score":
+        from clamp_training.export import record_score
+
+        record_score(options.artifact, options.name, json.loads(options.result.read_text())["summary"])
+        return 0
+    experiment = config.load_experiment(options.experiment)
+    if options.verb == "convert":
+        from clamp_training.store import convert
+
+        rgb = experiment.policy.rgb
+        store = convert(options.bags, options.out, experiment.cameras, (rgb.height, rgb.width), options.workers)
+        print(f"{options.out}: {len(store.episodes)} episodes, {len(store)} observations")
+        return 0
+    if options.verb == "info":
+        from clamp_training.info import describe
+
+        print(describe(experiment))
+        return 0
+    if options.verb == "export":
+        from clamp_training.export import export
+        from clamp_training.store import Store
+
+        commands = options.commands.read_text().splitlines() if options.commands else []
+        training = {"data": options.data, "commands": commands}
+        export(experiment, options.encoders, options.policy, Store([options.store], slice(1)), options.out, training)
+        print(f"{options.out}: exported")
+        return 0
+
+    from clamp_training.machine import prepare
+    from clamp_training.store import Store
+
+    prepare(options.threads)
+    store, held_out = Store.split(options.store, options.held_out)
+    if not len(store):
+        raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
+    if options.verb == "encoders":
+        from clamp_training.pretrain import pretrain
+
+        result = pretrain(experiment, store, held_out, options.out)
+    else:
+        from clamp_training.train_policy import train_policy
+
+        result = train_policy(experiment, store, held_out, options.encoders, options.out, options.initial)
+    print(result)
+    return 0

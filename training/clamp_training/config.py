@@ -1,0 +1,247 @@
+"""Experiments as data: one YAML file names an experiment; its defaults are the paper's sizes and schedules.
+
+An unknown key is an error with the nearest valid name, so that a misspelt setting never trains in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clamp_ros.contract.config import unknown_key
+from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.views import FusionConfig
+from clamp_ros.policy.diffusion import DiffusionSchedule
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """ViT over the tiled views (paper: B/16). `string_scale` multiplies metres before STRING's frequencies."""
+
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    dropout: float = 0.0
+    string: bool = True
+    string_scale: float = 20.0
+
+
+@dataclass(frozen=True)
+class ActionEncoderConfig:
+    """Transformer over the action history (paper: 2 layers, feed-forward 2048, dropout 0.1)."""
+
+    width: int = 768
+    depth: int = 2
+    heads: int = 12
+    mlp: int = 2048
+    pool_mlp: int = 3072
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """CLIP-style text tower (paper: 12 layers, 256 tokens, mT5's vocabulary). `tokenizer`: 'bytes' or a JSON file."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    tokens: int = 256
+    vocabulary: int = 250_112
+    tokenizer: str = "bytes"
+
+
+@dataclass(frozen=True)
+class RgbConfig:
+    """The ResNets over colour, one a camera (paper: ResNet-50 on 848x480, ImageNet weights).
+
+    `weights` is a folder or file of a Hugging Face ResNet in safetensors; empty starts at random and says so.
+    """
+
+    cameras: tuple[str, ...] = ("front_left", "back_right", "wrist_left", "wrist_right")
+    height: int = 480
+    width: int = 848
+    embedding: int = 64
+    hidden: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    layer: str = "bottleneck"
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The diffusion policy's Transformer (paper: 4 + 7 layers, 8 heads, feed-forward 3200, dropout 0.1)."""
+
+    width: int = 768
+    heads: int = 8
+    encoder_layers: int = 4
+    decoder_layers: int = 7
+    mlp: int = 3200
+    dropout: float = 0.1
+    rgb: RgbConfig = field(default_factory=RgbConfig)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule and sampler, as the manifest carries them, and how the network's output is read.
+
+    `parametrization` is 'epsilon', the paper's, or 'velocity': the network's output v gives the noise as
+    ``sqrt(alpha_bar) v + sqrt(1 - alpha_bar) noisy`` (Salimans and Ho 2022, arXiv 2202.00512). Either way the policy
+    predicts noise. At high noise an epsilon network must answer its own input to within a per cent before it says
+    anything about the action, which takes training that two cores do not have.
+    """
+
+    train_steps: int = 100
+    schedule: str = "squared_cosine"
+    prediction: str = "epsilon"
+    clip: float = 1.0
+    sampler: str = "ddpm"
+    inference_steps: int = 100
+    parametrization: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.parametrization not in ("epsilon", "velocity"):
+            raise ConfigError(f"parametrization is {self.parametrization!r}, expected 'epsilon' or 'velocity'")
+
+    def noise_schedule(self) -> DiffusionSchedule:
+        """The schedule that training and the robot share."""
+        return DiffusionSchedule(self.train_steps, self.clip)
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """Contrastive pretraining (Appendix C: 100k steps, batch 2048, Adam b2 0.999, cosine from 1e-4, 5% warm-up).
+
+    `grounding` weighs an auxiliary loss that reads each object's position from the image tokens; the paper has none
+    (0). Small batches carry little contrastive signal, and the positions are those of the text.
+    """
+
+    steps: int = 100_000
+    batch: int = 2048
+    learning_rate: float = 1e-4
+    beta2: float = 0.999
+    warmup: float = 0.05
+    grounding: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PolicyTraining:
+    """Diffusion training (Appendix C: 1M steps of 8, Adam, weight decay 1e-4, linear warm-up of 5000 steps to 1e-4).
+
+    `draws` noise samples share one observation's context; `decay` is 'constant' as in the paper or 'cosine';
+    `ema` is the decay of the averaged weights that are exported, 0 for none; `state_noise` is the standard deviation of
+    the noise added to normalised proprioception.
+    """
+
+    steps: int = 1_000_000
+    batch: int = 8
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 5000
+    decay: str = "constant"
+    draws: int = 1
+    ema: float = 0.0
+    state_noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that one training run is made of.
+
+    `cameras` are the physical cameras that are fused; `fusion` overrides FusionConfig's defaults.
+    """
+
+    name: str
+    task: str
+    cameras: tuple[str, ...] = ("front_left", "back_right")
+    image_rate_hz: float = 10.0
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    action: ActionEncoderConfig = field(default_factory=ActionEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    encoders: EncoderTraining = field(default_factory=EncoderTraining)
+    training: PolicyTraining = field(default_factory=PolicyTraining)
+
+    def __post_init__(self) -> None:
+        widths = {self.image.width, self.action.width, self.text.width, self.policy.width}
+        if len(widths) != 1:
+            raise ConfigError(
+                f"image, action, text and policy widths differ ({sorted(widths)}); tokens are shared unprojected"
+            )
+        missing = set(self.policy.rgb.cameras) - set(self.cameras)
+        if missing:
+            raise ConfigError(f"policy.rgb.cameras names {sorted(missing)}, which are not among cameras {self.cameras}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def from_dict(cls: type, values: Any, where: str = "experiment") -> Any:
+    """Builds a config dataclass from plain values, recursively.
+
+    Raises:
+        ConfigError: a key is unknown, a mapping was expected, or a value has the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is {values!r}, expected a mapping")
+    if cls is FusionConfig:
+        return FusionConfig.from_dict(values)
+    types = typing.get_type_hints(cls)
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types:
+            raise unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in types], "setting")
+        out[key] = _converted(types[key], value, f"{where}.{key}")
+    try:
+        return cls(**out)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _converted(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), value, where)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {value!r}, expected a list")
+        item = typing.get_args(kind)[0]
+        return tuple(_converted(item, v, where) for v in value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} is {value!r}, expected {kind.__name__}")
+    return value
+
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def load_experiment(name_or_path: str) -> Experiment:
+    """Reads `configs/NAME.yaml`, or a file.
+
+    Raises:
+        ConfigError: there is no such file, it is not YAML, or a setting is wrong.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / f"{name_or_path}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise ConfigError(f"no experiment {name_or_path!r} ({path}); known are: {known}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    return from_dict(Experiment, values)

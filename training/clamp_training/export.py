@@ -1,0 +1,261 @@
+"""From trained weights to the artifact the robot loads: three ONNX files, the manifest, and a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clamp_ros.contract.errors import ArtifactError
+from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
+from clamp_ros.contract.views import TILED_SHAPE
+from clamp_ros.policy.artifact import CameraSpec, DiffusionSpec, Manifest, RgbSpec, write_manifest
+from clamp_ros.policy.preprocess import Normalization
+from clamp_training import checkpoint
+from clamp_training.config import Experiment
+from clamp_training.networks.image import ImageTokens
+from clamp_training.networks.policy import Context, DiffusionPolicy
+from clamp_training.pretrain import Encoders, load_encoders
+from clamp_training.store import Store
+
+RELATIVE_TOLERANCE = 1e-4
+"""Largest difference between torch and onnxruntime, relative to the largest value of an output."""
+
+
+class EncodersGraph(nn.Module):
+    """encoders.onnx."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        super().__init__()
+        self.image = encoders.image.for_inference()
+        self.action = encoders.action
+
+    def forward(self, views: Tensor, action_history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image tokens, which of them are valid, and action tokens."""
+        image = self.image(views)
+        return image.tokens, image.valid, self.action(action_history)
+
+
+class ContextGraph(nn.Module):
+    """context.onnx."""
+
+    index: Tensor
+
+    def __init__(self, policy: DiffusionPolicy, tokens: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.register_buffer("index", torch.arange(tokens)[None], persistent=False)
+
+    def forward(
+        self, image_tokens: Tensor, image_valid: Tensor, action_tokens: Tensor, proprio: Tensor, rgb: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and which of the memory is valid."""
+        images = dict(zip(self.policy.config.rgb.cameras, rgb, strict=True))
+        image = ImageTokens(image_tokens, image_valid, self.index)
+        context = self.policy.context(image, action_tokens, images, proprio)
+        return context.keys, context.values, context.valid
+
+
+class DenoiseGraph(nn.Module):
+    """denoise.onnx."""
+
+    def __init__(self, policy: DiffusionPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, noisy_actions: Tensor, step: Tensor, keys: Tensor, values: Tensor, memory_valid: Tensor
+    ) -> Tensor:
+        """The predicted noise."""
+        return self.policy.denoise(noisy_actions, step, Context(keys, values, memory_valid))
+
+
+def _export(
+    module: nn.Module, inputs: tuple[Any, ...], path: Path, input_names: list[str], output_names: list[str]
+) -> None:
+    """Writes one ONNX file and compares it with torch on the given inputs.
+
+    Raises:
+        ArtifactError: onnxruntime's outputs differ from torch's.
+    """
+    import onnxruntime
+
+    module = module.eval()
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about torch's internals
+        torch.onnx.export(
+            module, inputs, path, input_names=input_names, output_names=output_names, dynamo=True, external_data=False,
+            verbose=False,
+        )  # fmt: skip
+    with torch.no_grad():
+        expected = module(*inputs)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    flat = [t for value in inputs for t in (value if isinstance(value, list) else [value])]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(output_names, {name: t.numpy() for name, t in zip(input_names, flat, strict=True)})
+    for name, a, b in zip(output_names, expected, found, strict=True):
+        reference = a.numpy().astype(np.float64)
+        error = np.abs(reference - np.asarray(b, dtype=np.float64)).max() / max(np.abs(reference).max(), 1e-12)
+        if error > RELATIVE_TOLERANCE:
+            raise ArtifactError(f"{path.name}: {name} differs between torch and onnxruntime by {error:.1e} (relative)")
+
+
+def export(
+    experiment: Experiment, encoders_path: Path, policy_path: Path, store: Store, out: Path, training: dict[str, Any]
+) -> Manifest:
+    """Writes an artifact folder.
+
+    Args:
+        experiment: of both trainings.
+        encoders_path, policy_path: their weights.
+        store: the demonstrations, for the cameras' intrinsics and an example observation.
+        out: the artifact's folder; its name is the artifact's.
+        training: record for the manifest and the card: data, seeds, steps, commands.
+
+    Raises:
+        ArtifactError: weights do not fit the experiment, or an ONNX file differs from torch.
+    """
+    for name in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    encoders, pretraining = load_encoders(encoders_path, experiment)
+    tokens = encoders.image.num_tokens
+    policy = DiffusionPolicy(experiment.policy, experiment.diffusion, tokens)
+    metadata = checkpoint.load(policy_path, {"policy": policy})
+    policy = policy.eval()
+    normalization = Normalization(**metadata["normalization"])
+
+    out.mkdir(parents=True, exist_ok=True)
+    rgb = experiment.policy.rgb
+    generator = torch.Generator().manual_seed(0)
+    views = torch.zeros(1, *TILED_SHAPE)
+    views[:, 40:180, 100:900] = torch.rand(1, 140, 800, 4, generator=generator)
+    history = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
+    encoders_graph = EncodersGraph(encoders)
+    _export(
+        encoders_graph,
+        (views, history),
+        out / "encoders.onnx",
+        ["views", "action_history"],
+        ["image_tokens", "image_valid", "action_tokens"],
+    )
+    with torch.no_grad():
+        image_tokens, image_valid, action_tokens = encoders_graph(views, history)
+    proprio = torch.randn(1, NUM_JOINTS, generator=generator)
+    colours = [torch.rand(1, 3, rgb.height, rgb.width, generator=generator) for _ in rgb.cameras]
+    context_graph = ContextGraph(policy, tokens)
+    _export(
+        context_graph,
+        (image_tokens, image_valid, action_tokens, proprio, colours),
+        out / "context.onnx",
+        ["image_tokens", "image_valid", "action_tokens", "proprio", *(f"rgb_{c}" for c in rgb.cameras)],
+        ["keys", "values", "memory_valid"],
+    )
+    with torch.no_grad():
+        keys, values, valid = context_graph.eval()(image_tokens, image_valid, action_tokens, proprio, colours)
+    noisy = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
+    _export(
+        DenoiseGraph(policy),
+        (noisy, torch.tensor([3]), keys, values, valid),
+        out / "denoise.onnx",
+        ["noisy_actions", "step", "keys", "values", "memory_valid"],
+        ["noise"],
+    )
+
+    sampling = {key: value for key, value in vars(experiment.diffusion).items() if key != "parametrization"}
+    pinholes = dict(zip(store.cameras, store.episodes[0].pinholes, strict=True))
+    parameters = {
+        "image_encoder": count_parameters(encoders.image),
+        "action_encoder": count_parameters(encoders.action),
+        "policy": count_parameters(policy),
+    }
+    manifest = Manifest(
+        name=out.name,
+        task=experiment.task,
+        cameras={c: CameraSpec(**vars(pinholes[c]), rgb=c in rgb.cameras) for c in experiment.cameras},
+        image_rate_hz=experiment.image_rate_hz,
+        rgb=RgbSpec(rgb.height, rgb.width) if rgb.cameras else None,
+        fusion=experiment.fusion,
+        normalization=normalization,
+        diffusion=DiffusionSpec(**sampling),
+        files={},
+        training={
+            **training,
+            "steps": {"encoders": pretraining["step"], "policy": metadata["step"]},
+            "parameters": parameters,
+            "experiment": experiment.to_dict(),
+        },
+        score={},
+    )
+    manifest = write_manifest(out, manifest)
+    (out / "README.md").write_text(model_card(manifest))
+    return manifest
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable and frozen parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def record_score(folder: Path, name: str, score: dict[str, Any]) -> None:
+    """Adds an evaluation's result to an artifact's manifest and rewrites its card; the ONNX files are untouched."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    values["score"][name] = score
+    path.write_text(json.dumps(values, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(Manifest.from_dict(values)))
+
+
+def _table(rows: Sequence[tuple[str, Any]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def model_card(manifest: Manifest) -> str:
+    """The model card in Markdown, from the manifest alone."""
+    experiment = manifest.training["experiment"]
+    image, policy = experiment["image"], experiment["policy"]
+    parameters, steps = manifest.training["parameters"], manifest.training["steps"]
+    encoders, training, diffusion = experiment["encoders"], experiment["training"], experiment["diffusion"]
+    rows = [
+        ("task", manifest.task),
+        ("cameras", ", ".join(f"{n} {c.width}x{c.height}" for n, c in manifest.cameras.items())),
+        ("image encoder", f"ViT, patch {image['patch']}, width {image['width']}, {image['depth']} layers, "
+         f"Cayley-STRING {'on' if image['string'] else 'off'}, {parameters['image_encoder']:,} parameters"),
+        ("action encoder", f"{experiment['action']['depth']} layers, {parameters['action_encoder']:,} parameters"),
+        ("policy", f"{policy['encoder_layers']} + {policy['decoder_layers']} layers, width {policy['width']}, "
+         f"{parameters['policy']:,} parameters"),
+        ("encoder pretraining", f"{steps['encoders']:,} of {encoders['steps']:,} steps of {encoders['batch']}, "
+         f"learning rate {encoders['learning_rate']}, grounding weight {encoders['grounding']}, "
+         f"seed {encoders['seed']}"),
+        ("policy training", f"{steps['policy']:,} of {training['steps']:,} steps of {training['batch']} x "
+         f"{training['draws']} noise draws, learning rate {training['learning_rate']}, EMA {training['ema']}, "
+         f"seed {training['seed']}"),
+        ("sampler", f"{diffusion['sampler']}, {diffusion['inference_steps']} of {diffusion['train_steps']} steps, "
+         f"{diffusion['parametrization']} parametrization"),
+    ]  # fmt: skip
+    parts = [
+        f"# {manifest.name}",
+        "",
+        _table(rows),
+        "",
+        "## Data",
+        "",
+        str(manifest.training.get("data", "not recorded")),
+    ]
+    commands = manifest.training.get("commands", [])
+    if commands:
+        parts += ["", "## Commands", "", "```", *commands, "```"]
+    parts += ["", "## Score", ""]
+    if manifest.score:
+        parts.append(_table([(name, json.dumps(score)) for name, score in manifest.score.items()]))
+    else:
+        parts.append("Not scored yet: `clamp eval --artifact <this folder> --task <task> --episodes 50`.")
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,1 @@
+"""The paper's networks: Section III-B (encoders) and III-C (diffusion policy). Widths come from the config alone."""

@@ -1,0 +1,138 @@
+"""The diffusion policy: an encoder over all observation tokens, and a decoder that predicts a noised chunk's noise.
+
+Paper Section III-C, after ALOHA Unleashed: colour feature maps, unpooled frozen CLAMP tokens and proprioception are
+concatenated, given positional embeddings and encoded; the decoder takes the latents, the noised chunk with a learnt
+positional embedding, and a one-hot encoding of the diffusion step. The noised chunk enters the decoder only, so the
+encoder and the decoder's cross-attention keys and values are computed once a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
+from clamp_training.config import DiffusionConfig, PolicyConfig
+from clamp_training.networks.image import ImageTokens
+from clamp_training.networks.layers import DecoderBlock, EncoderBlock, key_mask
+from clamp_training.networks.rgb import RgbBackbones
+
+
+@dataclass
+class Context:
+    """What the denoiser reads at every step: keys, values (L, B, h, S, d) of each decoder layer and valid (B, S)."""
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor
+
+    def repeat(self, draws: int) -> Context:
+        """The same context for `draws` noise samples an observation; row b * draws + i belongs to observation b."""
+        return Context(
+            self.keys.repeat_interleave(draws, dim=1),
+            self.values.repeat_interleave(draws, dim=1),
+            self.valid.repeat_interleave(draws, dim=0),
+        )
+
+
+class DiffusionPolicy(nn.Module):
+    """Noise prediction network epsilon_theta(O_t, a^k, k).
+
+    Args:
+        config: widths and layers.
+        diffusion: its number of steps K is the length of the one-hot encoding.
+        image_tokens: patches of the image encoder's full grid; 0 builds the policy without CLAMP tokens, as the paper
+            pretrains it, and `clamp=False` in `context` runs a policy built with them in that way.
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(self, config: PolicyConfig, diffusion: DiffusionConfig, image_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+        self.train_steps = diffusion.train_steps
+        self.velocity = diffusion.parametrization == "velocity"
+        alpha_bar = torch.from_numpy(diffusion.noise_schedule().alpha_bar).float()
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        width = config.width
+        self.rgb = RgbBackbones(config.rgb, width)
+        self.proprio = nn.Linear(NUM_JOINTS, width)
+
+        def table(rows: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, width) / width**0.5)
+
+        self.position_image = table(image_tokens)
+        self.position_history = table(CHUNK_SIZE)
+        self.position_proprio = table(1)
+        self.encoder = nn.ModuleList(
+            EncoderBlock(width, config.heads, config.mlp, config.dropout) for _ in range(config.encoder_layers)
+        )
+        self.encoder_norm = nn.LayerNorm(width)
+        self.action = nn.Linear(NUM_JOINTS, width)
+        self.position_action = table(CHUNK_SIZE)
+        self.step = nn.Linear(self.train_steps, width, bias=False)
+        self.decoder = nn.ModuleList(
+            DecoderBlock(width, config.heads, config.mlp, config.dropout) for _ in range(config.decoder_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, NUM_JOINTS)
+        nn.init.zeros_(self.head.bias)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def context(
+        self, image: ImageTokens | None, history: Tensor | None, rgb: Mapping[str, Tensor], proprio: Tensor
+    ) -> Context:
+        """Encodes an observation once.
+
+        Args:
+            image: frozen CLAMP image tokens, or None to pretrain the policy without them.
+            history: frozen CLAMP action tokens (B, 50, D), or None likewise.
+            rgb: colour of each camera, (B, 3, h, w) in 0..1.
+            proprio: (B, 14) normalised joint positions.
+        """
+        tokens = [self.proprio(proprio)[:, None] + self.position_proprio]
+        valid = [torch.ones_like(proprio[:, :1], dtype=torch.bool)]
+        if self.config.rgb.cameras:
+            colour = self.rgb(rgb)
+            tokens.append(colour)
+            valid.append(torch.ones_like(colour[..., 0], dtype=torch.bool))
+        if history is not None:
+            tokens.append(history + self.position_history)
+            valid.append(torch.ones_like(history[..., 0], dtype=torch.bool))
+        if image is not None:
+            tokens.append(image.tokens + self.position_image[image.index])
+            valid.append(image.valid)
+        x, seen = torch.cat(tokens, dim=1), torch.cat(valid, dim=1)
+        mask = key_mask(seen)
+        for block in self.encoder:
+            x = block(x, mask=mask)
+        x = self.encoder_norm(x)
+        cached = [cast(DecoderBlock, block).cross_attention.keys_values(x) for block in self.decoder]
+        return Context(torch.stack([k for k, _ in cached]), torch.stack([v for _, v in cached]), seen)
+
+    def denoise(self, noisy: Tensor, step: Tensor, context: Context) -> Tensor:
+        """Predicted noise (B, 50, 14) of a noised chunk (B, 50, 14) at step (B,) int64."""
+        one_hot = F.one_hot(step, self.train_steps).to(noisy.dtype)
+        x = self.action(noisy) + self.position_action + self.step(one_hot)[:, None]
+        mask = key_mask(context.valid)
+        for i, block in enumerate(self.decoder):
+            x = block(x, context.keys[i], context.values[i], mask)
+        out = self.head(self.decoder_norm(x))
+        if not self.velocity:
+            return out
+        a = self.alpha_bar[step][:, None, None]
+        return a.sqrt() * out + (1.0 - a).sqrt() * noisy
+
+    def noise_loss(self, clean: Tensor, noise: Tensor, step: Tensor, context: Context) -> Tensor:
+        """Mean squared error of the network's output for clean chunks (B, 50, 14) noised at steps (B,).
+
+        For 'epsilon' that is the paper's objective; for 'velocity' the noise's error divided by alpha_bar.
+        """
+        a = self.alpha_bar[step][:, None, None]
+        error = self.denoise(a.sqrt() * clean + (1.0 - a).sqrt() * noise, step, context) - noise
+        return (error.square() / a).mean() if self.velocity else error.square().mean()

@@ -1,0 +1,100 @@
+"""The colour backbones: one ResNet a camera, stage-four feature maps, one shared projection (paper Section III-C).
+
+The ResNet is Hugging Face's. ImageNet weights are read from a local file when the config names one (a safetensors file
+of `microsoft/resnet-50`, say); nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+
+from clamp_ros.contract.errors import ConfigError
+from clamp_training.config import RgbConfig
+
+log = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _load(model: ResNetModel, weights: str) -> None:
+    from safetensors.torch import load_file
+
+    path = Path(weights)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"policy.rgb.weights is {weights!r}: no such safetensors file or folder holding model.safetensors"
+        )
+    state = {key.removeprefix("resnet."): value for key, value in load_file(path).items()}
+    state = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    result = model.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if "num_batches_tracked" not in key]
+    if missing or result.unexpected_keys:
+        raise ConfigError(
+            f"{path} does not fit the ResNet: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
+        )
+
+
+def sine_position(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed 2-D sine embedding (rows * columns, D), half the width for each axis, as DETR's and ACT's."""
+    quarter = width // 4
+    frequencies = 10_000.0 ** (-torch.arange(quarter) / quarter)
+    axes = []
+    for count in (rows, columns):
+        angles = (torch.arange(count) + 1)[:, None] / count * 2.0 * math.pi * frequencies
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    y, x = axes
+    grid = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], dim=-1)
+    return grid.reshape(rows * columns, width)
+
+
+class RgbBackbones(nn.Module):
+    """Colour images of each camera, (B, 3, h, w) in 0..1, to tokens (B, cameras * h/32 * w/32, D).
+
+    Each token carries a fixed 2-D sine embedding of its place and a learnt embedding of its camera.
+    """
+
+    position: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: RgbConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbones = nn.ModuleDict()
+        for camera in config.cameras:
+            model = ResNetModel(
+                ResNetConfig(
+                    embedding_size=config.embedding,
+                    hidden_sizes=list(config.hidden),
+                    depths=list(config.depths),
+                    layer_type=config.layer,
+                )
+            )
+            if config.weights:
+                _load(model, config.weights)
+            self.backbones[camera] = model
+        if config.cameras and not config.weights:
+            log.warning("policy.rgb.weights is empty: the colour backbones start from random weights, not ImageNet's")
+        self.project = nn.Linear(config.hidden[-1], width)
+        self.rows, self.columns = -(-config.height // 32), -(-config.width // 32)
+        self.camera = nn.Parameter(torch.randn(len(config.cameras), 1, width) / width**0.5)
+        self.register_buffer("position", sine_position(self.rows, self.columns, width), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Tokens of all cameras in the config's order."""
+        maps = []
+        for i, (camera, backbone) in enumerate(self.backbones.items()):
+            features = backbone((images[camera] - self.mean) / self.std).last_hidden_state
+            maps.append(self.project(features.flatten(2).transpose(1, 2)) + self.position + self.camera[i])
+        return torch.cat(maps, dim=1)

@@ -1,0 +1,291 @@
+"""From a folder of bags to a training store that is read without ROS: one safetensors file an episode and an index.
+
+The store keeps depth (compressed) and poses, not views: the five views are rendered when a sample is read, by the same
+fusion that runs on the robot, so that its settings can change without converting again. Row t of an episode is the
+observation at an image stamp; history and actions are what the live policy node would have seen and should have sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from clamp_ros.contract.errors import ClampError, RecordError
+from clamp_ros.contract.interfaces import object_frame
+from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, CONTROL_PERIOD_NS
+from clamp_ros.contract.views import WORLD_FRAME, FusionConfig
+from clamp_ros.fusion.cloud import DepthFrame
+from clamp_ros.fusion.pipeline import Fusion
+from clamp_ros.geometry.pinhole import Pinhole
+from clamp_ros.policy.history import ActionHistory, StampedVectors
+from clamp_ros.policy.preprocess import Normalization, resize_rgb
+from clamp_ros.record.audit import audit
+from clamp_ros.record.episode import Episode, JointSeries
+
+FORMAT = 1
+INDEX = "index.json"
+
+
+def due_actions(commands: JointSeries, stamp_ns: int) -> NDArray[np.float32]:
+    """(50, 14) the commands due at ``stamp + i * 20 ms``; after the episode's end the last one is repeated."""
+    due = stamp_ns + np.arange(CHUNK_SIZE) * CONTROL_PERIOD_NS + CONTROL_PERIOD_NS // 2
+    index = np.searchsorted(commands.stamps_ns, due, side="right") - 1
+    return commands.positions[np.maximum(index, 0)].astype(np.float32)
+
+
+def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tuple[int, int]) -> dict[str, Any]:
+    """Writes one bag as `out` (atomically) and returns its row of the index.
+
+    Raises:
+        RecordError: the bag fails its audit or lacks a camera, joint states or commands.
+        TransformError: a camera's or gripper's pose is missing at an image's stamp.
+    """
+    report = audit(bag)
+    if not report.ok:
+        raise RecordError(f"{bag} fails its audit: {'; '.join(report.problems)}")
+    with Episode.open(bag) as episode:
+        frames = {camera: episode.frames(camera) for camera in cameras}
+        stamps = np.array(
+            sorted(set.intersection(*(set(f.stamps_ns.tolist()) for f in frames.values()))), dtype=np.int64
+        )
+        commands, states = episode.commands, episode.joint_states
+        stamps = stamps[(stamps >= states.stamps_ns[0]) & (stamps <= commands.stamps_ns[-1])]
+        if not len(stamps):
+            raise RecordError(f"{bag} has no instant at which all of {list(cameras)} have a frame and joints are known")
+        task_state = episode.task_state
+        state_stamps = np.array([stamp for stamp, _ in task_state], dtype=np.int64)
+        objects = sorted(
+            f.removeprefix(object_frame("")) for f in episode.tf.frames() if f.startswith(object_frame(""))
+        )
+
+        history, joints = ActionHistory(), StampedVectors(int(1e18))
+        for stamp, position in zip(states.stamps_ns, states.positions, strict=True):
+            joints.push(int(stamp), position)
+        compress = zstandard.ZstdCompressor(level=6).compress
+        depth, offsets, texts = [], [0], []
+        arrays: dict[str, list[Any]] = {}
+        sent = 0
+        for stamp in stamps.tolist():
+            while sent < len(commands) and commands.stamps_ns[sent] < stamp:
+                history.push(int(commands.stamps_ns[sent]), commands.positions[sent])
+                sent += 1
+            row: dict[str, Any] = {
+                "joint_positions": joints.interpolated(stamp, 3 * CONTROL_PERIOD_NS).astype(np.float32),
+                "history": history.rows(stamp),
+                "actions": due_actions(commands, stamp),
+                "world_from_camera": np.stack(
+                    [episode.rgbd(f, f.index_at(stamp)).world_from_camera for f in frames.values()]
+                ),
+                "world_from_gripper": np.stack([episode.world_from_grippers(stamp)[arm] for arm in ARMS]),
+                "objects": np.stack(
+                    [episode.tf.lookup(WORLD_FRAME, object_frame(o), stamp)[:3, 3] for o in objects]
+                ).astype(np.float32)
+                if objects
+                else np.zeros((0, 3), np.float32),
+            }
+            for camera, f in frames.items():
+                i = f.index_at(stamp)
+                row[f"rgb_{camera}"] = resize_rgb(f.color(i), *rgb_size)
+                depth.append(compress(np.ascontiguousarray(f.depth_mm(i)).tobytes()))
+                offsets.append(offsets[-1] + len(depth[-1]))
+            if task_state:
+                texts.append(task_state[max(0, int(np.searchsorted(state_stamps, stamp, side="right")) - 1)][1]["text"])
+            for key, value in row.items():
+                arrays.setdefault(key, []).append(value)
+        tensors = {key: np.stack(values) for key, values in arrays.items()}
+        tensors["stamps_ns"] = stamps
+        tensors["depth"] = np.frombuffer(b"".join(depth), np.uint8)
+        tensors["depth_offsets"] = np.array(offsets, dtype=np.int64)
+        pinholes = {camera: vars(f.pinhole) for camera, f in frames.items()}
+        metadata = {"cameras": list(cameras), "pinholes": pinholes, "objects": objects, "texts": texts}
+        temporary = out.with_suffix(".tmp")
+        save_file(tensors, temporary, metadata={"clamp": json.dumps(metadata)})
+        temporary.replace(out)
+        return {"file": out.name, "rows": len(stamps), "task": episode.metadata.task, "bag": bag.name}
+
+
+def _convert_or_report(job: tuple[Path, Path], cameras: Sequence[str], rgb_size: tuple[int, int]) -> dict[str, Any]:
+    bag, out = job
+    try:
+        return convert_episode(bag, out, cameras, rgb_size)
+    except ClampError as error:
+        return {"bag": bag.name, "refused": str(error)}
+
+
+def find_bags(folders: Iterable[Path]) -> list[Path]:
+    """Every finished bag (a folder with metadata.yaml) below the folders, sorted; `discarded` folders are left out."""
+    found = {m.parent for folder in folders for m in folder.rglob("metadata.yaml") if "discarded" not in m.parts}
+    return sorted(found)
+
+
+def convert(
+    folders: Sequence[Path], out: Path, cameras: Sequence[str], rgb_size: tuple[int, int], workers: int = 2
+) -> Store:
+    """Converts every bag below the folders; bags already in the store are skipped, so an interrupted run continues.
+
+    Raises:
+        RecordError: there is no bag, a bag is refused (all others are converted first), or the store holds other
+            cameras.
+    """
+    bags = find_bags(folders)
+    if not bags:
+        raise RecordError(f"no bag (a folder with metadata.yaml) below {', '.join(map(str, folders))}")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"format": FORMAT, "cameras": list(cameras), "rgb_size": list(rgb_size)}
+    index_path = out / INDEX
+    index: dict[str, Any] = json.loads(index_path.read_text()) if index_path.exists() else {**settings, "episodes": []}
+    if {key: index[key] for key in settings} != settings:
+        raise RecordError(
+            f"{out} was made with {[index[k] for k in settings]}, asked for {list(settings.values())}; use a new folder"
+        )
+    done = {row["bag"] for row in index["episodes"]}
+    jobs = [(bag, out / f"{bag.name}.safetensors") for bag in bags if bag.name not in done]
+    refused = []
+
+    def save() -> None:
+        index["episodes"].sort(key=lambda row: row["bag"])
+        temporary = index_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(index, indent=1))
+        temporary.replace(index_path)
+
+    work = partial(_convert_or_report, cameras=tuple(cameras), rgb_size=rgb_size)
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        for i, row in enumerate(tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag")):
+            (refused if "refused" in row else index["episodes"]).append(row)
+            if i % 20 == 19:
+                save()
+    save()
+    if refused:
+        raise RecordError("refused: " + "; ".join(f"{row['bag']}: {row['refused']}" for row in refused))
+    return Store([out])
+
+
+@dataclass(frozen=True)
+class _EpisodeData:
+    tensors: dict[str, NDArray[Any]]
+    pinholes: list[Pinhole]
+    objects: list[str]
+    texts: list[str]
+
+
+def _load_episode(path: Path, cameras: Sequence[str]) -> _EpisodeData:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata = json.loads(file.metadata()["clamp"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RecordError(
+            f"{path} is missing or damaged ({error}); delete its row of {INDEX} and convert again"
+        ) from error
+    pinholes = [Pinhole(**metadata["pinholes"][camera]) for camera in cameras]
+    return _EpisodeData(tensors, pinholes, metadata["objects"], metadata["texts"])
+
+
+class Store:
+    """Random access to the rows of one or more stores. Episodes are held in memory, their depth compressed.
+
+    Args:
+        folders: made by `convert`, all with the same cameras and colour size.
+        part: which episodes of each folder, in the order of their bags' names; all if None.
+
+    Raises:
+        RecordError: a folder is not a store, a file is damaged, or the folders differ.
+    """
+
+    def __init__(self, folders: Sequence[Path], part: slice | None = None) -> None:
+        self.episodes: list[_EpisodeData] = []
+        self.bags: list[str] = []
+        self.cameras: tuple[str, ...] = ()
+        made_with: dict[str, Any] = {}
+        for folder in folders:
+            try:
+                index = json.loads((folder / INDEX).read_text())
+            except FileNotFoundError:
+                raise RecordError(
+                    f"{folder} is not a training store: no {INDEX}; make it by `clamp train convert`"
+                ) from None
+            settings = {key: value for key, value in index.items() if key != "episodes"}
+            if made_with and settings != made_with:
+                raise RecordError(
+                    f"{folder} was made with {settings}, {folders[0]} with {made_with}; convert them alike"
+                )
+            made_with, self.cameras = settings, tuple(index["cameras"])
+            for row in index["episodes"][part or slice(None)]:
+                self.episodes.append(_load_episode(folder / row["file"], self.cameras))
+                self.bags.append(row["bag"])
+        self.rows = [(e, t) for e, data in enumerate(self.episodes) for t in range(len(data.tensors["stamps_ns"]))]
+        """(episode, time) of every row."""
+        self._decompress = zstandard.ZstdDecompressor()
+
+    @classmethod
+    def split(cls, folders: Sequence[Path], held_out: int) -> tuple[Store, Store | None]:
+        """Training episodes and the last `held_out` of each folder; None if that is 0."""
+        if held_out == 0:
+            return cls(folders), None
+        return cls(folders, slice(None, -held_out)), cls(folders, slice(-held_out, None))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stacked(self, name: str) -> NDArray[Any]:
+        """One array of every row: joint_positions (N, 14), history and actions (N, 50, 14), rgb_<camera>, ..."""
+        return np.concatenate([data.tensors[name] for data in self.episodes])
+
+    def normalization(self) -> Normalization:
+        """Statistics of every row's joints and actions."""
+        actions = self.stacked("actions")[:, 0]
+        return Normalization.fit(self.stacked("joint_positions"), actions)
+
+    def frames(self, row: int) -> list[DepthFrame]:
+        """The depth image of each camera at a row."""
+        e, t = self.rows[row]
+        data = self.episodes[e]
+        out = []
+        for c, pinhole in enumerate(data.pinholes):
+            i = t * len(self.cameras) + c
+            start, stop = data.tensors["depth_offsets"][i : i + 2]
+            raw = self._decompress.decompress(data.tensors["depth"][start:stop].tobytes())
+            depth = np.frombuffer(raw, np.uint16).reshape(pinhole.height, pinhole.width)
+            out.append(DepthFrame(depth, pinhole, data.tensors["world_from_camera"][t, c]))
+        return out
+
+    def views(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
+        """(224, 1120, 4) float32: the views the fusion node would publish at a row."""
+        e, t = self.rows[row]
+        grippers = self.episodes[e].tensors["world_from_gripper"][t]
+        return fusion.views(self.frames(row), dict(zip(ARMS, grippers, strict=True)))
+
+    def text(self, row: int) -> str:
+        """The privileged text of a row.
+
+        Raises:
+            RecordError: the bag had no task state, as one from a real robot.
+        """
+        e, t = self.rows[row]
+        if not self.episodes[e].texts:
+            raise RecordError(f"{self.bags[e]} has no privileged text; pretraining needs simulated bags")
+        return self.episodes[e].texts[t]
+
+    def objects(self, row: int) -> dict[str, NDArray[np.float32]]:
+        """Object name to its (3,) world position in metres at a row; empty for a real robot's bag."""
+        e, t = self.rows[row]
+        return dict(zip(self.episodes[e].objects, self.episodes[e].tensors["objects"][t], strict=True))
+
+
+def new_fusion(config: FusionConfig) -> Fusion:
+    """A warmed-up fusion for reading a store: of one thread, since the cores are training."""
+    fusion = Fusion(config, threads=1)
+    fusion.warm_up()
+    return fusion
