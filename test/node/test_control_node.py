@@ -1,0 +1,307 @@
+"""The control node with real publishers: chunks move the arms; whatever fails, they hold, and the status says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.interfaces import (
+    ACTION_CHUNK,
+    CLOCK,
+    CONTROL_ENABLE,
+    CONTROL_ESTOP,
+    CONTROL_RESET,
+    CONTROL_STATUS,
+    JOINT_COMMANDS,
+    JOINT_STATES,
+    Qos,
+    Service,
+)
+from clamp_ros.contract.observation import ActionChunk
+from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS, REST_POSE
+from clamp_ros.control.control_node import ControlNode
+from clamp_ros.ros.convert import chunk_message, joint_state_message, joints_from_message, stamp_ns, time_message
+from clamp_ros.ros.run import advertise, qos_profile, subscribe
+
+T = CONTROL_PERIOD_NS
+
+
+class Cell:
+    """A robot, a policy and a simulated clock around the node, all driven by the test; one `tick` is 20 ms."""
+
+    def __init__(self, ros, **parameters) -> None:
+        self.ros = ros
+        self.node = ros.node("cell")
+        self.clock = advertise(self.node, CLOCK)
+        self.joints = advertise(self.node, JOINT_STATES)
+        self.chunks = advertise(self.node, ACTION_CHUNK)
+        self.commands: dict[int, np.ndarray] = {}
+        self.status: list[Any] = []
+        self.node.create_subscription(JointState, JOINT_COMMANDS.name, self._on_command, qos_profile(Qos.STATE))
+        subscribe(self.node, CONTROL_STATUS, self.status.append)
+        values = {"use_sim_time": True, "safety.startup_s": 0.0, **parameters}
+        self.control = ros.add(
+            ControlNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
+        )
+        self.now = 0
+        publishers = (self.clock, self.joints, self.chunks)
+        ros.spin_until(lambda: all(p.get_subscription_count() for p in publishers), what="discovery")
+        ros.spin_until(lambda: self.control.count_subscribers(JOINT_COMMANDS.name), what="discovery of commands")
+        ros.spin_until(lambda: self.status, what="the first status")
+
+    def _on_command(self, message: JointState) -> None:
+        self.commands[stamp_ns(message.header.stamp)] = joints_from_message(message)
+
+    def measure(self, pose=REST_POSE, tick=None) -> None:
+        stamp = (self.now if tick is None else tick) * T
+        self.joints.publish(joint_state_message(pose, stamp))
+        self.ros.spin_until(lambda: self.control._measured and self.control._measured[1] == stamp, what="a joint state")
+
+    def advance(self, ticks: int = 1, measure: bool = True) -> Any:
+        """Lets time pass; returns the command of the last tick."""
+        for _ in range(ticks):
+            self.now += 1
+            self.clock.publish(Clock(clock=time_message(self.now * T)))
+            self.ros.spin_until(lambda: self.control._due_ns == self.now * T, what=f"tick {self.now}")
+            if self.control._gate._command is not None:
+                self.ros.spin_until(lambda: self.now * T in self.commands, what=f"the command of tick {self.now}")
+            if measure:
+                self.measure()
+        return self.commands.get(self.now * T)
+
+    def send(self, message: JointTrajectory) -> None:
+        """Publishes a chunk and waits until the node has counted it in some way."""
+        counts = self.counts()
+        self.chunks.publish(message)
+        self.ros.spin_until(lambda: self.counts() != counts, what="the chunk")
+
+    def counts(self) -> dict[str, str]:
+        names = ("chunks", "bad_chunk", "refused_chunk")
+        return {v.key: v.value for v in self.control._health.status().values if v.key in names}
+
+    def says(self, *parts: str) -> DiagnosticStatus:
+        self.ros.spin_until(lambda: all(p in self.status[-1].message for p in parts), what=f"the status {parts}")
+        return self.status[-1]
+
+    def service(self, service: Service, kind: Any = Trigger, **request: Any) -> None:
+        answer = self.ros.call(self.node, kind, service.name, kind.Request(**request))
+        assert answer.success
+
+
+def ramp(tick: int, to: float = 0.4) -> ActionChunk:
+    """Moves the left waist from rest to `to`, observed at a tick."""
+    actions = np.tile(REST_POSE, (CHUNK_SIZE, 1))
+    actions[:, 0] = np.linspace(0.0, to, CHUNK_SIZE)
+    return ActionChunk(tick * T, actions)
+
+
+@pytest.fixture
+def cell(ros) -> Cell:
+    return Cell(ros)
+
+
+def running(cell: Cell) -> None:
+    cell.advance(1)
+    cell.measure()
+    cell.advance(2)
+    cell.send(chunk_message(ramp(cell.now)))
+    cell.advance(3)
+    cell.says("running")
+
+
+def test_it_is_silent_until_the_arms_are_measured_then_holds(cell: Cell) -> None:
+    cell.says("idle", "no joint states yet")
+    cell.advance(3, measure=False)
+    assert not cell.commands
+    pose = REST_POSE.copy()
+    pose[1] += 0.2
+    cell.measure(pose)
+    for _ in range(3):
+        np.testing.assert_allclose(cell.advance(measure=False), pose, atol=1e-9)
+    cell.says("holding", "no action chunk yet")
+
+
+def test_a_chunk_is_executed_by_its_stamps(cell: Cell) -> None:
+    cell.advance(2)
+    cell.measure()
+    cell.advance(5)
+    chunk = ramp(cell.now - 3)  # inference took three ticks
+    cell.send(chunk_message(chunk))
+    for row in range(4, CHUNK_SIZE):
+        np.testing.assert_allclose(cell.advance(), chunk.actions[row], atol=1e-9)
+    np.testing.assert_allclose(cell.advance(2), chunk.actions[-1], atol=1e-9)
+    status = cell.says("holding", "run out")
+    assert status.level == DiagnosticStatus.WARN
+    assert set(cell.commands) == {t * T for t in range(min(cell.commands) // T, cell.now + 1)}  # none missing
+
+
+def malformed(change: Any) -> JointTrajectory:
+    message = chunk_message(ramp(0))
+    change(message)
+    return message
+
+
+def set_nan(message: Any) -> None:
+    message.points[7].positions = [float("nan")] * 14
+
+
+def rename(message: Any) -> None:
+    message.joint_names = ["elbow", *message.joint_names[1:]]
+
+
+def cut(message: Any) -> None:
+    message.points = message.points[:20]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(set_nan, "not finite"), (rename, "'elbow'"), (cut, "20 points")], ids=["nan", "name", "short"]
+)
+def test_a_bad_chunk_holds_the_arms(cell: Cell, change: Any, says: str) -> None:
+    running(cell)
+    held = cell.advance()
+    message = malformed(change)
+    message.header.stamp = time_message(cell.now * T)
+    cell.send(message)
+    for _ in range(5):
+        np.testing.assert_array_equal(cell.advance(), held)
+    cell.says("holding", "bad action chunk", says)
+    cell.send(chunk_message(ramp(cell.now)))  # the next good one goes on
+    cell.advance(3)
+    cell.says("running")
+
+
+def test_a_chunk_from_the_future_holds_and_names_the_likely_cause(cell: Cell) -> None:
+    cell.advance(2)
+    cell.measure()
+    held = cell.advance(2)
+    cell.send(chunk_message(ramp(cell.now + 500)))
+    np.testing.assert_array_equal(cell.advance(), held)
+    cell.says("holding", "in the future", "clock")
+
+
+def test_a_chunk_from_the_past_holds(cell: Cell) -> None:
+    cell.advance(60)
+    cell.measure()
+    held = cell.advance(2)
+    cell.send(chunk_message(ramp(1)))
+    np.testing.assert_array_equal(cell.advance(), held)
+    cell.says("holding", "run out")
+
+
+def test_without_joint_states_the_watchdog_holds(cell: Cell) -> None:
+    running(cell)
+    cell.advance(10, measure=False)
+    before = cell.advance(measure=False)
+    np.testing.assert_array_equal(cell.advance(3, measure=False), before)
+    cell.says("holding", "joint states are", "old")
+
+
+def test_a_bad_joint_state_is_refused(cell: Cell) -> None:
+    cell.advance(1, measure=False)
+    message = joint_state_message(REST_POSE, T)
+    message.position = [float("inf")] * 14
+    cell.joints.publish(message)
+    counters = lambda: {v.key for v in cell.control._health.status().values}  # noqa: E731
+    cell.ros.spin_until(lambda: "bad_joint_state" in counters(), what="the refusal")
+    assert cell.advance(measure=False) is None
+
+
+def test_an_emergency_stop_is_latched_and_released(cell: Cell) -> None:
+    running(cell)
+    cell.service(CONTROL_ESTOP)
+    held = cell.advance()
+    assert cell.says("stopped", "emergency stop").level == DiagnosticStatus.ERROR
+    cell.chunks.publish(chunk_message(ramp(cell.now)))
+    np.testing.assert_array_equal(cell.advance(10), held)
+    seen = cell.now
+    cell.service(CONTROL_RESET)
+    np.testing.assert_array_equal(cell.advance(), held)
+    cell.says("holding", "no action chunk yet")
+    cell.send(chunk_message(ramp(seen - 1)))  # inferred from an observation of before the release
+    np.testing.assert_array_equal(cell.advance(), held)
+    cell.send(chunk_message(ramp(cell.now)))
+    cell.advance(3)
+    cell.says("running")
+
+
+def test_disabled_means_hold(ros) -> None:
+    cell = Cell(ros, enabled=False)
+    cell.advance(1)
+    cell.measure()
+    held = cell.advance(2)
+    cell.says("holding", "disabled")
+    cell.chunks.publish(chunk_message(ramp(cell.now)))
+    np.testing.assert_array_equal(cell.advance(5), held)
+    cell.service(CONTROL_ENABLE, SetBool, data=True)
+    cell.send(chunk_message(ramp(cell.now)))
+    cell.advance(3)
+    cell.says("running")
+    cell.service(CONTROL_ENABLE, SetBool, data=False)
+    held = cell.advance()
+    np.testing.assert_array_equal(cell.advance(5), held)
+    cell.says("holding", "disabled")
+
+
+def test_when_simulated_time_runs_back_everything_before_is_void(cell: Cell) -> None:
+    running(cell)
+    cell.advance(20)
+    old = joint_state_message(REST_POSE + 0.001, cell.now * T)
+    cell.commands.clear()
+    cell.now = 1
+    cell.clock.publish(Clock(clock=time_message(cell.now * T)))
+    cell.ros.spin_until(lambda: cell.control._measured is None, what="the new episode")
+    cell.joints.publish(old)  # still on its way when the reset came
+    counters = lambda: {v.key for v in cell.control._health.status().values}  # noqa: E731
+    cell.ros.spin_until(lambda: "joint_state_from_the_future" in counters(), what="the refusal")
+    assert cell.advance(2, measure=False) is None
+    cell.says("idle")
+    cell.measure()
+    np.testing.assert_array_equal(cell.advance(2), REST_POSE)
+    cell.says("holding", "no action chunk yet")
+
+
+def test_speed_is_limited(ros) -> None:
+    cell = Cell(ros, **{"safety.velocity_scale": 0.1})
+    cell.advance(1)
+    cell.measure()
+    cell.advance(1)
+    cell.send(chunk_message(ramp(cell.now, to=1.0)))
+    cell.advance(30)
+    waist = np.array([cell.commands[t][0] for t in sorted(cell.commands)])
+    assert np.diff(waist).max() == pytest.approx(0.1 * 3.1416 * 0.02)
+
+
+def test_on_the_wall_clock_every_due_time_is_on_the_grid_once(ros) -> None:
+    cell_node = ros.node("cell")
+    stamps: list[int] = []
+    joints = advertise(cell_node, JOINT_STATES)
+    cell_node.create_subscription(
+        JointState, JOINT_COMMANDS.name, lambda m: stamps.append(stamp_ns(m.header.stamp)), qos_profile(Qos.STATE)
+    )
+    ros.add(ControlNode())
+    ros.spin_until(joints.get_subscription_count, what="discovery")
+    now = cell_node.get_clock().now().nanoseconds
+    joints.publish(joint_state_message(REST_POSE, now))
+    ros.spin_until(lambda: len(stamps) > 20, what="commands")
+    assert stamps[0] > now - T
+    assert all(s % T == 0 for s in stamps)
+    assert stamps == sorted(set(stamps))
+
+
+def test_bad_parameters_are_refused(ros) -> None:
+    for name, value, says in (
+        ("execute_step", 10, "execute_steps"),
+        ("mode", "rtc", "temporal_ensemble"),
+        ("safety.max_jump_rad", 100.0, "max_jump_rad"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            ControlNode(parameter_overrides=[Parameter(name, value=value)])

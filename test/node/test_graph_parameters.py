@@ -1,0 +1,78 @@
+"""Every parameter of the graph and of the YAML files in config/ is declared by its node, and has the right type."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rclpy.node import Node
+from tiny_artifact import build_tiny_artifact
+
+from clamp_ros.bringup import graph, up
+from clamp_ros.contract.errors import ConfigError
+from clamp_ros.ros import params
+from clamp_ros.share import share_folder
+
+MODULES = {
+    "mujoco_node": "clamp_ros.sim.mujoco_node",
+    "fusion_node": "clamp_ros.fusion.fusion_node",
+    "policy_node": "clamp_ros.policy.policy_node",
+    "control_node": "clamp_ros.control.control_node",
+    "recorder_node": "clamp_ros.record.recorder_node",
+}
+CONFIGS = sorted((share_folder() / "config").glob("*.yaml"))
+
+
+def _config_class(node: str) -> type:
+    """The dataclass that a node declares its parameters from."""
+    module = importlib.import_module(MODULES[node])
+    source = inspect.getsource(module)
+    name = source.split("declare(self, ")[1].split(",")[0].split(")")[0]
+    return getattr(module, name)
+
+
+def _declare(ros: Any, node: str, arguments: list[str]) -> Any:
+    """What a node of that name makes of a command line's parameters."""
+    shell = ros.add(Node(node, cli_args=arguments))
+    return params.declare(shell, _config_class(node))
+
+
+def _nodes(tmp_path: Path, **given: str) -> tuple[graph.Node, ...]:
+    build_tiny_artifact(tmp_path / "policy")
+    return graph.aloha_policy({"sim": "true", "policy": str(tmp_path / "policy"), "record": "true", **given})
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name):
+    node = next(node for node in _nodes(tmp_path, seed="5") if node.name == name)
+    assert node.module == MODULES[name]
+    config = _declare(ros, name, up.command(node)[3:])
+    for parameter, value in node.parameters.items():
+        if parameter != "use_sim_time":
+            declared = getattr(config, parameter)
+            assert (list(declared) if isinstance(declared, tuple) else declared) == value
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_parameter_file_of_the_repository_is_taken_by_its_nodes(ros, tmp_path, path):
+    nodes = {node.name: node for node in _nodes(tmp_path, config=str(path))}
+    for name, section in graph.load_parameter_file(path).items():
+        config = _declare(ros, name, up.command(nodes[name])[3:])
+        for parameter, value in section["ros__parameters"].items():
+            assert getattr(config, parameter) == value, "a file lies over the graph's values"
+
+
+def test_there_are_parameter_files_to_test():
+    assert {path.stem for path in CONFIGS} >= {"sim_d435", "sim_delays"}
+
+
+def test_an_unknown_key_of_a_parameter_file_fails_at_start_with_the_nearest_name(ros, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"control_node": {"ros__parameters": {"execute_step": 10}}}))
+    node = next(node for node in _nodes(tmp_path, config=str(path)) if node.name == "control_node")
+    with pytest.raises(ConfigError, match=r"control_node 'execute_step'; did you mean 'execute_steps'"):
+        _declare(ros, "control_node", up.command(node)[3:])

@@ -1,0 +1,101 @@
+"""The command line: help, and one line on stderr for a user's mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from sample_bag import make_bag
+
+from clamp_ros import cli
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evl"], "did you mean `clamp eval`?"),
+        (["xyzzy"], "commands are: up, demo"),
+        (["eval"], "--task"),
+        (["eval", "--task", "mug_on_plate", "--episods", "3"], "--episods"),
+        (["eval", "--task", "mug_on_plate", "--episodes", "0"], "--episodes is 0"),
+        (["eval", "--task", "mug_on_plate", "--artifact", "/nowhere"], "no policy artifact at '/nowhere'"),
+        (["demos", "--task", "mug_on_plat", "--episodes", "1", "--out", "x"], "did you mean 'mug_on_plate'?"),
+        (["demos", "--task", "mug_on_plate", "--episodes", "many", "--out", "x"], "many"),
+        (["demos", "--task", "mug_on_plate", "--episodes", "1", "--out", "x", "--cameras", "front"], "front"),
+        (["record", "--recover", "/nowhere"], "is not an unfinished bag"),
+        (["info", "/nowhere"], "neither a policy"),
+        (["up", "sim:=tru"], "expected one of true, false"),
+        (["up", "simm:=true"], "did you mean 'sim'?"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(words, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("clamp: error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["record", "demos", "eval", "info"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: clamp {command}" in out
+    assert "None" not in out
+
+
+def test_up_lists_the_launch_arguments(capsys):
+    assert cli.main(["up", "--help"]) == 0
+    assert "sim:=false" in capsys.readouterr().out
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = """
+import sys
+from clamp_ros import cli
+assert cli.main([]) == 0
+heavy = {"numpy", "mujoco", "torch", "rclpy", "onnxruntime", "numba", "cv2"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for command in ("up", "demo", "record", "demos", "eval", "info", "train"):
+        assert f"\n    {command} " in out
+
+
+def test_train_without_torch_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["train", "policy"]) == 2
+    assert "pip install 'clamp_ros[training]'" in capsys.readouterr().err
+
+
+def test_an_interrupt_has_no_traceback(capsys, monkeypatch):
+    def interrupt(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._PASSED_ON, "demo", ("", interrupt))
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "clamp: interrupted\n"
+
+
+def test_info_tells_about_this_machine(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "clamp_ros 0." in out
+    assert "onnxruntime" in out
+
+
+def test_info_audits_bags_and_answers_with_the_exit_code(capsys, tmp_path):
+    make_bag(tmp_path / "good")
+    assert cli.main(["info", str(tmp_path / "good")]) == 0
+    assert "verdict: good" in capsys.readouterr().out
+    make_bag(tmp_path / "bad", skip=lambda topic, tick: topic == "/joint_commands")
+    assert cli.main(["info", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "2 bags" in out
+    assert "bad: /joint_commands is missing" in out

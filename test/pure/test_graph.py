@@ -1,0 +1,143 @@
+"""The graph as data: what the arguments mean, and what is said about those that mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_artifact import TINY_CAMERA, TINY_CAMERAS, build_tiny_artifact
+
+from clamp_ros.bringup import graph, up
+from clamp_ros.contract.errors import ArtifactError, ConfigError
+from clamp_ros.share import share_folder
+from clamp_ros.sim.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("policy")
+    build_tiny_artifact(folder)
+    return str(folder)
+
+
+def _by_name(**given: str) -> dict[str, graph.Node]:
+    return {node.name: node for node in graph.aloha_policy({"sim": "true", **given})}
+
+
+def test_the_simulation_is_set_to_what_the_policy_was_trained_on(policy):
+    nodes = _by_name(policy=policy, task="mug_on_plate_easy", seed="7")
+    assert list(nodes) == ["mujoco_node", "fusion_node", "policy_node", "control_node"]
+    assert nodes["mujoco_node"].parameters == {
+        "task": "mug_on_plate_easy", "cameras": list(TINY_CAMERAS), "seed": 7, "robot_model": "",
+        "width": TINY_CAMERA.width, "height": TINY_CAMERA.height, "image_rate_hz": 10,
+    }  # fmt: skip
+    assert nodes["fusion_node"].parameters["artifact"] == nodes["policy_node"].parameters["artifact"] == policy
+
+
+def test_every_node_but_the_one_that_makes_time_runs_on_simulated_time(policy):
+    nodes = _by_name(policy=policy, record="true")
+    on_time = {name for name, node in nodes.items() if node.parameters.get("use_sim_time")}
+    assert on_time == set(nodes) - {"mujoco_node"}
+
+
+def test_commands_and_the_robot_are_never_restarted_behind_the_users_back(policy):
+    assert not any(_by_name(policy=policy)[name].restart for name in ("mujoco_node", "control_node"))
+
+
+def test_arguments_reach_their_nodes(policy):
+    nodes = _by_name(
+        policy=policy, cameras="back_right, wrist_left", control="temporal_ensemble", enabled="false", record="true",
+        record_to="bags",
+    )  # fmt: skip
+    assert nodes["fusion_node"].parameters["cameras"] == ["back_right", "wrist_left"]
+    assert nodes["mujoco_node"].parameters["cameras"] == ["back_right", "wrist_left"]
+    assert nodes["control_node"].parameters["mode"] == "temporal_ensemble"
+    assert nodes["policy_node"].parameters["enabled"] is False
+    assert nodes["recorder_node"].parameters["folder"] == "bags"
+
+
+def test_the_tasks_offered_are_those_of_the_simulation():
+    assert set(next(a for a in graph.ARGUMENTS if a.name == "task").choices) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"simm": "true"}, r"unknown launch argument 'simm'; did you mean 'sim'\?"),
+        ({"sim": "yes"}, "sim:=yes is not possible, expected one of true, false"),
+        ({"sim": "false"}, "no camera and arm drivers yet; run the simulation with sim:=true"),
+        ({"policy": "nowhere"}, "no policy artifact at 'nowhere'"),
+        ({"cameras": "front_leftt"}, r"unknown camera 'front_leftt'; did you mean 'front_left'\?"),
+        ({"cameras": "front_left,front_left"}, "names a camera twice"),
+        ({"seed": "one"}, "seed:=one is not possible, expected a whole number"),
+        ({"config": "nowhere.yaml"}, "config:=nowhere.yaml does not exist; expected a ROS parameter file, or one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_way_out(policy, given, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        graph.aloha_policy({"sim": "true", "policy": policy, **given})
+
+
+def test_a_corrupt_policy_is_refused_before_anything_starts(tmp_path):
+    build_tiny_artifact(tmp_path)
+    with (tmp_path / "denoise.onnx").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(ArtifactError, match=r"denoise\.onnx is corrupt"):
+        graph.aloha_policy({"sim": "true", "policy": str(tmp_path)})
+
+
+def test_cameras_of_two_sizes_cannot_be_simulated(tmp_path):
+    small = type(TINY_CAMERA)(212, 120, 156.3, 156.3, 105.5, 59.5, rgb=False)
+    build_tiny_artifact(tmp_path, cameras={"front_left": TINY_CAMERA, "back_right": small})
+    with pytest.raises(ConfigError, match="draws all cameras at one size"):
+        graph.aloha_policy({"sim": "true", "policy": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("mujoco_nod:\n  ros__parameters: {seed: 1}", r"unknown node in .*'mujoco_nod'; did you mean 'mujoco_node'\?"),
+        ("mujoco_node:\n  seed: 1", "mujoco_node must hold the one key ros__parameters"),
+        ("- a list", "must be a mapping of node names"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_parameter_file_for_other_nodes_is_refused(policy, tmp_path, text, complaint):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        graph.aloha_policy({"sim": "true", "policy": policy, "config": str(path)})
+
+
+def test_a_parameter_file_is_found_by_its_shipped_name(policy):
+    node = _by_name(policy=policy, config="sim_delays")["mujoco_node"]
+    assert node.files == (share_folder() / "config" / "sim_delays.yaml",)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [(["sim=true"], "'sim=true' is not a launch argument, expected name:=value"), (["a:=1", "a:=2"], "given twice")],
+)
+def test_words_that_are_no_arguments(words, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        up.parse_arguments(words)
+
+
+def test_a_node_becomes_a_command_line():
+    node = graph.Node(
+        "n", "a.b", parameters={"text": "", "flag": True, "many": ["a", "b"], "one": 0.5}, remaps={"/x": "/y"},
+        files=(Path("/z.yaml"),),
+    )  # fmt: skip
+    assert up.command(node)[1:] == [
+        "-m", "a.b", "--ros-args", "-r", "__node:=n", "-p", 'text:=""', "-p", "flag:=true", "-p", 'many:=["a", "b"]',
+        "-p", "one:=0.5", "-r", "/x:=/y", "--params-file", "/z.yaml",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("restart", "exit_code", "deaths", "again"),
+    [(True, 1, 1, True), (True, -9, graph.RESTARTS, True), (True, 1, graph.RESTARTS + 1, False),
+     (True, graph.EXIT_CONFIGURATION, 1, False), (False, 1, 1, False)],
+)  # fmt: skip
+def test_when_a_node_is_started_again(restart, exit_code, deaths, again):
+    assert graph.Node("n", "m", restart=restart).restarts(exit_code, deaths) is again

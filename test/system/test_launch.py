@@ -1,0 +1,108 @@
+"""The launch file says what the graph says, and so does `clamp up`.
+
+launch and launch_ros come with ROS and are not on PyPI, so recording stand-ins take their place: the test is about what
+the file asks of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_artifact import build_tiny_artifact
+
+from clamp_ros.bringup import graph, up
+from clamp_ros.contract.errors import ConfigError
+from clamp_ros.share import share_folder
+
+LAUNCH_FILE = share_folder() / "launch" / "aloha_policy.launch.py"
+
+
+class _Recorded:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+
+@pytest.fixture
+def launch_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The launch file as a module, over recording stand-ins of launch's classes."""
+    for name, classes in {
+        "launch": ("LaunchContext", "LaunchDescription"),
+        "launch.actions": ("DeclareLaunchArgument", "OpaqueFunction"),
+        "launch.events": (),
+        "launch.events.process": ("ProcessExited",),
+        "launch_ros": (),
+        "launch_ros.actions": ("Node",),
+    }.items():
+        module = ModuleType(name)
+        for cls in classes:
+            setattr(module, cls, type(cls, (_Recorded,), {}))
+        monkeypatch.setitem(sys.modules, name, module)
+    spec = importlib.util.spec_from_file_location("aloha_policy_launch", LAUNCH_FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("policy")
+    build_tiny_artifact(folder)
+    return str(folder)
+
+
+def _context(given: dict[str, str]) -> Any:
+    values = {argument.name: argument.default for argument in graph.ARGUMENTS} | given
+    return SimpleNamespace(
+        argv=[f"{name}:={value}" for name, value in given.items()], launch_configurations=values, is_shutdown=False
+    )
+
+
+def test_every_argument_is_declared_with_its_default_text_and_choices(launch_file):
+    entities = launch_file.generate_launch_description().args[0]
+    assert entities[-1].kwargs == {"function": launch_file.make_nodes}
+    declared = [
+        (entity.args[0], entity.kwargs["default_value"], entity.kwargs["description"], entity.kwargs["choices"])
+        for entity in entities[:-1]
+    ]
+    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in graph.ARGUMENTS]
+
+
+@pytest.mark.parametrize("extra", [{}, {"record": "true", "config": "sim_delays", "cameras": "front_left"}])
+def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launch_file, policy, extra):
+    given = {"sim": "true", "policy": policy, **extra}
+    nodes = graph.aloha_policy(given)
+    actions = launch_file.make_nodes(_context(given))
+    for node, action in zip(nodes, actions, strict=True):
+        asked = action.kwargs
+        assert (asked["package"], asked["executable"], asked["name"]) == (graph.PACKAGE, node.name, node.name)
+        assert asked["parameters"] == [dict(node.parameters), *map(str, node.files)]
+        assert dict(asked["remappings"]) == dict(node.remaps)
+        assert asked["respawn"] is node.restart
+        assert (asked["respawn_delay"], asked["respawn_max_retries"]) == (graph.RESTART_DELAY_S, graph.RESTARTS)
+        executable = (share_folder() / "scripts" / "nodes" / node.name).read_text()
+        assert f"from {node.module} import main" in executable, "ros2 run and clamp up would start different things"
+    assert [node.name for node in up.Runner(nodes).nodes] == [node.name for node in nodes]
+
+
+def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launch_file):
+    with pytest.raises(ConfigError, match=r"unknown launch argument 'simm'; did you mean 'sim'\?"):
+        launch_file.make_nodes(_context({"simm": "true"}))
+
+
+def test_the_death_of_a_required_node_ends_launch_with_an_error_and_a_restart_does_not(launch_file):
+    died, context = SimpleNamespace(returncode=1), _context({})
+    required = launch_file.Death(graph.Node("mujoco_node", "m"))
+    with pytest.raises(RuntimeError, match="mujoco_node ended"):
+        required(died, context)
+    restartable = launch_file.Death(graph.Node("policy_node", "m", restart=True))
+    for _ in range(graph.RESTARTS):
+        restartable(died, context)
+    with pytest.raises(RuntimeError, match="policy_node ended"):
+        restartable(died, context)
+    context.is_shutdown = True
+    launch_file.Death(graph.Node("mujoco_node", "m"))(died, context)
