@@ -84,6 +84,8 @@ JOINT_COMMANDS = Topic("/joint_commands", "sensor_msgs/msg/JointState", Qos.COMM
                        "absolute joint targets that passed the safety gate; the stamp is when they are due")
 ACTION_CHUNK = Topic("/policy/action_chunk", "trajectory_msgs/msg/JointTrajectory", Qos.COMMAND, None, "",
                      "50 absolute joint targets, 20 ms apart, stamped with their observation's stamp")
+OBSERVATION = Topic("/policy/observation", "std_msgs/msg/Header", Qos.STATE, None, "world",
+                    "stamp of an observation, said as the policy begins to infer the chunk of that stamp")
 VIEWS = Topic("/fusion/views", "sensor_msgs/msg/Image", Qos.IMAGE, None, "world",
               "five virtual views tiled to 224x1120, 32FC4 (depth, X, Y, Z) in metres, stamped with the images' stamp")
 CLOUD = Topic("/fusion/cloud", "sensor_msgs/msg/PointCloud2", Qos.IMAGE, None, "world",
@@ -99,7 +101,7 @@ TASK_STATE = Topic("/sim/task_state", "std_msgs/msg/String", Qos.STATE, 10.0, ""
                    "JSON: task, seed, time_s, success, progress (int), text (privileged); simulation only")
 
 TOPICS: tuple[Topic, ...] = (
-    JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, VIEWS, CLOUD, TF, TF_STATIC, CLOCK, DIAGNOSTICS, CONTROL_STATUS,
+    JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, OBSERVATION, VIEWS, CLOUD, TF, TF_STATIC, CLOCK, DIAGNOSTICS, CONTROL_STATUS,
     TASK_STATE,
     *(
         row

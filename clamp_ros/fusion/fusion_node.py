@@ -282,9 +282,15 @@ def _manifest(config: FusionNodeConfig) -> Manifest | None:
     return manifest
 
 
+def _make() -> FusionNode:
+    # Before there is a node: while messages arrive, compiling takes several times as long, and they are lost anyway.
+    Fusion(FusionConfig()).warm_up()
+    return FusionNode()
+
+
 def main() -> int:
     """Runs the node."""
-    return run_node(FusionNode)
+    return run_node(_make)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
     JOINT_COMMANDS,
     JOINT_STATES,
+    OBSERVATION,
     POLICY_ENABLE,
     VIEWS,
     Qos,
@@ -38,14 +39,21 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.contract.observation import Observation
 from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
+from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.policy import assembly
 from clamp_ros.policy.artifact import Artifact, Manifest
 from clamp_ros.policy.diffusion import SAMPLERS
 from clamp_ros.policy.runtime import PolicyRuntime
-from clamp_ros.ros.convert import array_from_image, chunk_message, joints_from_message, pinhole_from_camera_info
+from clamp_ros.ros.convert import (
+    array_from_image,
+    chunk_message,
+    header_message,
+    joints_from_message,
+    pinhole_from_camera_info,
+)
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, qos_profile, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, serve, subscribe
 from clamp_ros.ros.worker import NewestWorker
 
 _FUTURE_TOLERANCE_NS = 5 * CONTROL_PERIOD_NS
@@ -88,6 +96,7 @@ class PolicyNode(LifecycleNode):
         self._health = Health(self)
         qos = qos_profile(ACTION_CHUNK.qos)
         self._publisher = self.create_lifecycle_publisher(JointTrajectory, ACTION_CHUNK.name, qos)
+        self._announcer = advertise(self, OBSERVATION)
         self._enabled = self._config.enabled
         self._active = False
         self._runtime: PolicyRuntime | None = None
@@ -303,6 +312,7 @@ class PolicyNode(LifecycleNode):
             self._health.sample("observation_age_ms", 1e3 * age_s)
             self._observed_s = time.monotonic()
             self._inferred_ns = stamp_ns
+            self._announcer.publish(header_message(stamp_ns, WORLD_FRAME))
             self._worker.submit((self._episode, observation))
 
     def _work(self, job: tuple[int, Observation]) -> None:

@@ -1,8 +1,9 @@
 """The simulated robot and cameras as a ROS 2 node, with the topics of the hardware.
 
 Joint commands come in; joint states, pictures, transforms and the clock go out, all stamped on the 20 ms grid of
-control. /clock never passes the stamp of pictures that are still being drawn, and while commands flow it waits for the
-one that is due: where the machine is too slow for real time, simulated time is slow, and every node agrees on it.
+control. Where the machine is too slow for real time, simulated time is slow, and every node agrees on it: /clock never
+passes the stamp of pictures that are still being drawn; while commands flow it waits for the one that is due; and it
+goes no further than `policy_latency_s` past pictures whose views, or whose action chunk, are still being made.
 
 A reset puts the clock back to the episode's start: nodes that see time run back begin a new episode.
 """
@@ -24,20 +25,24 @@ from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import JointState
-from std_msgs.msg import String
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from clamp_ros.contract.errors import ClampError, ContractError, SimulationError
 from clamp_ros.contract.interfaces import (
+    ACTION_CHUNK,
     CLOCK,
     JOINT_COMMANDS,
     JOINT_STATES,
+    OBSERVATION,
     SIM_PAUSE,
     SIM_RESET,
     SIM_STEP,
     TASK_STATE,
     TOPICS,
+    VIEWS,
     camera_info_topic,
     color_topic,
     depth_topic,
@@ -96,6 +101,50 @@ class Commands:
             self._target, self._due_ns = np.array(REST_POSE), 0
 
 
+class Work:
+    """What another node makes of pictures, shared by the executor, which hears of it, and the simulation.
+
+    Attributes:
+        answered: whether the newest that was waited for came; a node that is not there need not be waited for.
+    """
+
+    def __init__(self, allowed_ns: int) -> None:
+        """Nothing is being made. `allowed_ns`: how much simulated time may pass between a stamp and what is made."""
+        self._changed = threading.Condition()
+        self._allowed_ns = allowed_ns
+        self._stamp_ns: int | None = None
+        self.answered = False
+
+    def begin(self, stamp_ns: int) -> None:
+        """Something is being made of the pictures of a stamp; only the newest counts."""
+        with self._changed:
+            self._stamp_ns = stamp_ns
+
+    def end(self, stamp_ns: int) -> None:
+        """It is there, or something newer."""
+        with self._changed:
+            self.answered = True
+            if self._stamp_ns is not None and stamp_ns >= self._stamp_ns:
+                self._stamp_ns = None
+                self._changed.notify_all()
+
+    def wait(self, now_ns: int, wait_s: float) -> bool:
+        """Waits until time may go on from now; false if it did not come within `wait_s` and is given up."""
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._overdue(now_ns), wait_s):
+                return True
+            self._stamp_ns, self.answered = None, False
+            return False
+
+    def _overdue(self, now_ns: int) -> bool:
+        return self._stamp_ns is not None and now_ns - self._stamp_ns >= self._allowed_ns
+
+    def clear(self) -> None:
+        """A new episode: what is being made is of the last one."""
+        with self._changed:
+            self._stamp_ns = None
+
+
 class MujocoNode(Node):
     """Publishes a `Simulation`, which runs in a thread of its own."""
 
@@ -105,6 +154,8 @@ class MujocoNode(Node):
         self._config.camera_configs()  # contradictions are told before anything starts
         self._health = Health(self)
         self._commands = Commands()
+        allowed_ns = round(1e9 * (self._config.image_latency_s + self._config.policy_latency_s))
+        self._views, self._chunk = Work(allowed_ns), Work(allowed_ns)
         self._requests: queue.SimpleQueue[tuple[Callable[[Simulation], str], Future[str]]] = queue.SimpleQueue()
         self._paused = self._config.paused
         self._now_ns = START_NS
@@ -113,6 +164,9 @@ class MujocoNode(Node):
         self._outputs = {topic.name: advertise(self, topic) for topic in TOPICS if self._publishes(topic.name)}
         self._broadcaster = TfBroadcaster(self)
         subscribe(self, JOINT_COMMANDS, self._on_command)
+        subscribe(self, VIEWS, self._on_views)
+        subscribe(self, OBSERVATION, self._on_observation)
+        subscribe(self, ACTION_CHUNK, self._on_chunk)
         serve(self, SIM_RESET, self._on_reset)
         serve(self, SIM_PAUSE, self._on_pause)
         serve(self, SIM_STEP, self._on_step)
@@ -138,6 +192,17 @@ class MujocoNode(Node):
             self._commands.put(checked_action(joints_from_message(message, "joint command")), due_ns)
         except (ContractError, SimulationError) as error:
             self._health.fault("refused_commands", f"{error}; the arms hold")
+
+    def _on_views(self, message: Image) -> None:
+        self._views.end(stamp_ns(message.header.stamp))
+
+    def _on_observation(self, message: Header) -> None:
+        stamp = stamp_ns(message.stamp)
+        if stamp <= self._now_ns:  # else it is of the episode before a reset
+            self._chunk.begin(stamp)
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        self._chunk.end(stamp_ns(message.header.stamp))
 
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         seed = self.get_parameter("seed").get_parameter_value().integer_value
@@ -208,10 +273,14 @@ class MujocoNode(Node):
     def _reset(self, simulation: Simulation, seed: int) -> str:
         simulation.reset(seed)
         self._commands.clear()
+        self._views.clear()
+        self._chunk.clear()
         self._publish(simulation)
         return json.dumps({"seed": seed})
 
     def _step(self, simulation: Simulation) -> None:
+        if not self._paused:
+            self._wait_for_policy(simulation.stamp_ns)
         wait_s = 0.0 if self._paused else self._config.command_wait_s
         target, late = self._commands.get(simulation.stamp_ns, wait_s)
         if late:
@@ -219,6 +288,11 @@ class MujocoNode(Node):
         simulation.step(target)
         simulation.pacer.ticked(time.monotonic())
         self._publish(simulation)
+
+    def _wait_for_policy(self, now_ns: int) -> None:
+        for work, made in ((self._views, "views"), (self._chunk, "action chunk")):
+            if not work.wait(now_ns, self._config.policy_wait_s) and self._config.policy_wait_s > 0.0:
+                self._health.fault(f"late {made}", f"no {made} within {self._config.policy_wait_s:g} s; time goes on")
 
     def _send_fixed_frames(self, simulation: Simulation) -> None:
         cameras = simulation.cameras.values()
@@ -244,6 +318,8 @@ class MujocoNode(Node):
         for picture in pictures:
             self._publish_picture(picture)
         if pictures:
+            if self._views.answered:
+                self._views.begin(pictures[0].stamp_ns)
             self._health.sample("draw_wait_ms", simulation.draw_wait_ms)
 
     def _publish_picture(self, picture: Picture) -> None:

@@ -78,8 +78,16 @@ class SimulationConfig:
     )
     real_time_factor: float = param(1.0, "how fast time may run; 0: as fast as it can", minimum=0.0, maximum=100.0)
     command_wait_s: float = param(
-        0.04, "while commands flow, how long to wait for the one due now before moving on; 0: not at all",
-        unit="s", minimum=0.0, maximum=1.0,
+        0.2, "while commands flow, real time to wait for the one due now before moving on; 0: not at all",
+        unit="s", minimum=0.0, maximum=10.0,
+    )
+    policy_latency_s: float = param(
+        0.04, "simulated time goes no further past the images that views or an action chunk are being made of",
+        unit="s", minimum=0.0, maximum=2.0,
+    )
+    policy_wait_s: float = param(
+        5.0, "real time to wait for these views or this chunk before moving on; 0: not at all",
+        unit="s", minimum=0.0, maximum=600.0,
     )
     render_workers: int = param(0, "processes that draw; 0: one for each core", minimum=0, maximum=64)
     paused: bool = param(False, "start with time stopped; /sim/pause lets it run")

@@ -172,11 +172,11 @@ class World:
 
     def success(self) -> bool:
         """Whether the task is done; a pure function of the state."""
-        return self.task.success(self.model, self.data)
+        return bool(self.task.success(self.model, self.data))
 
     def progress(self) -> int:
         """How far the task is: an index into `task.stages`; a pure function of the state."""
-        return self.task.progress(self.model, self.data)
+        return int(self.task.progress(self.model, self.data))
 
     def text(self) -> str:
         """The privileged text of this instant (paper Section III-A): task, objects' normalised positions, progress.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import mujoco
@@ -24,6 +25,7 @@ from clamp_ros.sim.tasks.objects import (
     PLATE_WELL_RADIUS_M,
 )
 from clamp_ros.sim.tasks.shapes import lathe, tube
+from clamp_ros.sim.tasks.task import touching
 from clamp_ros.sim.world import World
 
 BOUNDING_RADII_M = {
@@ -172,6 +174,16 @@ def test_the_mug_must_stand_on_the_plate(world: World, offset_m: float, done: bo
 def test_at_rest_upright_and_touching(world: World, change: Change, done: bool) -> None:
     settled_on_plate(world, change)
     assert world.success() is done
+
+
+def test_a_mug_leaning_on_the_plate_is_told_as_plain_values(world: World) -> None:
+    def lean(w: World) -> None:
+        tilt(w, 1.5 * UPRIGHT_RAD)
+        lift(w, 0.002)  # the low edge of its foot touches the plate, and nothing else
+
+    settled_on_plate(world, lean)
+    assert touching(world.model, world.data, "mug") == {"plate"}
+    assert json.dumps([world.success(), world.progress()]) == "[false, 0]"
 
 
 def test_a_mug_beside_the_plate_is_not_done(world: World) -> None:

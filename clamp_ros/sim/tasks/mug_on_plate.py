@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mujoco
 import numpy as np
 
@@ -19,7 +21,7 @@ from clamp_ros.sim.tasks.task import (
     touching,
 )
 
-UPRIGHT_RAD = np.deg2rad(8.0)
+UPRIGHT_RAD = math.radians(8.0)
 REST_M_S = 0.005
 REST_RAD_S = 0.05
 HANDS_OFF_M = 0.12
