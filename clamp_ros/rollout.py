@@ -23,7 +23,7 @@ from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.policy.assembly import VIEWS, ObservationAssembler
-from clamp_ros.policy.runtime import PolicyRuntime
+from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, OVERVIEW_CAMERA, CameraConfig, select_cameras
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.world import World
@@ -130,7 +130,7 @@ class Rollout:
         """
         world, config = self.world, self.config
         world.reset(seed)
-        rng = np.random.default_rng([seed, 2])
+        rng = episode_noise(seed)
         executor, gate = ChunkExecutor(config.mode, config.execute_steps), SafetyGate()
         assembler = ObservationAssembler(self._rgb_cameras, CONTROL_PERIOD_NS)
         pending: tuple[int, ActionChunk] | None = None

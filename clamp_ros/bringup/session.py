@@ -152,21 +152,25 @@ class Session:
         return response.message
 
     def reset(self, seed: int, timeout_s: float = 30.0) -> None:
-        """Starts an episode of the simulation, and returns once its state is told.
+        """Starts an episode: the simulation's layout and the policy's noise; returns once its state is told.
 
         Raises:
-            ClampError: the simulation refuses, or is gone.
+            ClampError: the simulation or the policy refuses, or is gone.
         """
-        parameters = AsyncParameterClient(self.node, "mujoco_node")
-        self.spin_until(parameters.services_are_ready, timeout_s, "the simulation's parameters")
-        future = parameters.set_parameters([Parameter("seed", value=seed)])
-        self.spin_until(future.done, timeout_s, "the simulation to take the seed")
-        response: Any = future.result()
-        if not response.results[0].successful:
-            raise ClampError(f"the simulation refuses seed {seed}: {response.results[0].reason}")
+        for name in ("policy_node", "mujoco_node"):
+            self._set_seed(name, seed, timeout_s)
         used = json.loads(self.call(SIM_RESET, timeout_s))["seed"]
         self.task_state = {}
         self.spin_until(lambda: self.task_state.get("seed") == used, timeout_s, "the task's state after the reset")
+
+    def _set_seed(self, name: str, seed: int, timeout_s: float) -> None:
+        parameters = AsyncParameterClient(self.node, name)
+        self.spin_until(parameters.services_are_ready, timeout_s, f"the parameters of {name}")
+        future = parameters.set_parameters([Parameter("seed", value=seed)])
+        self.spin_until(future.done, timeout_s, f"{name} to take the seed")
+        response: Any = future.result()
+        if not response.results[0].successful:
+            raise ClampError(f"{name} refuses seed {seed}: {response.results[0].reason}")
 
     def play(self, max_seconds: float, on_state: Callable[[dict[str, Any]], None] | None = None) -> Played:
         """Lets the policy act until the task is done, or its simulated time is over.

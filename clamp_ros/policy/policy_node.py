@@ -18,6 +18,7 @@ from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_srvs.srv import SetBool
@@ -43,7 +44,7 @@ from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.policy import assembly
 from clamp_ros.policy.artifact import Artifact, Manifest
 from clamp_ros.policy.diffusion import SAMPLERS
-from clamp_ros.policy.runtime import PolicyRuntime
+from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.ros.convert import (
     array_from_image,
     chunk_message,
@@ -75,7 +76,7 @@ class PolicyConfig:
     providers: tuple[str, ...] = param(("CPUExecutionProvider",), "onnxruntime execution providers, preferred first")
     sampler: str = param("", "in place of the artifact's; empty keeps it", choices=("", *SAMPLERS))
     inference_steps: int = param(0, "denoising steps in place of the artifact's; 0 keeps them", minimum=0, maximum=1000)
-    seed: int = param(0, "of the sampler's noise; every episode draws the same", minimum=0)
+    seed: int = param(0, "of the sampler's noise; the episodes after it draw other noise each", minimum=0)
     match_timeout_s: float = param(
         0.5, "how long views wait for colour images of their stamp", unit="s", minimum=0.01, maximum=5.0
     )
@@ -87,12 +88,29 @@ class PolicyConfig:
         check(self)
 
 
+class _Noise:
+    """The sampler's noise: other noise in every episode that is inferred in, and the same again after the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        self._seed, self._count, self._episode = seed, 0, -1
+        self._rng = episode_noise(seed)
+
+    def of(self, episode: int) -> np.random.Generator:
+        if episode != self._episode:
+            self._rng = episode_noise(self._seed, self._count)
+            self._episode, self._count = episode, self._count + 1
+        return self._rng
+
+
 class PolicyNode(LifecycleNode):
     """Turns messages into observations, hands them to the worker, and publishes its chunks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__("policy_node", **options)
-        self._config = declare(self, PolicyConfig)
+        self._config = declare(self, PolicyConfig, settable=("seed",))
         self._health = Health(self)
         qos = qos_profile(ACTION_CHUNK.qos)
         self._publisher = self.create_lifecycle_publisher(JointTrajectory, ACTION_CHUNK.name, qos)
@@ -103,7 +121,8 @@ class PolicyNode(LifecycleNode):
         self._worker: NewestWorker[tuple[int, Observation]] | None = None
         self._assembler: assembly.ObservationAssembler | None = None
         self._episode = 0
-        self._noise = (-1, np.random.default_rng())
+        self._noise = _Noise(self._config.seed)
+        self.add_post_set_parameters_callback(self._on_parameters)
         self._inputs: list[Subscription] = []
         self._cameras: dict[str, str | None] = {}
         self._inferred_ns: int | None = None
@@ -224,6 +243,11 @@ class PolicyNode(LifecycleNode):
         self.get_logger().info(response.message)
         return response
 
+    def _on_parameters(self, parameters: list[Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.name == "seed":
+                self._noise.reseed(parameter.value)
+
     def _on_jump(self, _jump: TimeJump) -> None:
         self.get_logger().info("time ran back: a new episode; history and chunks before it are void")
         if self._assembler is not None:
@@ -321,10 +345,8 @@ class PolicyNode(LifecycleNode):
         runtime = self._runtime
         if runtime is None or episode != self._episode:
             return
-        if self._noise[0] != episode:  # every episode draws the same noise
-            self._noise = episode, np.random.default_rng(self._config.seed)
         try:
-            chunk = runtime.infer(observation, self._noise[1])
+            chunk = runtime.infer(observation, self._noise.of(episode))
         except ContractError as error:
             self._health.fault("inference_failed", str(error))
             self._inferred_ns = None  # the next observation is tried at once

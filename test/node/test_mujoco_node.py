@@ -15,10 +15,12 @@ from std_srvs.srv import SetBool, Trigger
 
 from clamp_ros.contract.errors import ConfigError, SimulationError
 from clamp_ros.contract.interfaces import (
+    ACTION_CHUNK,
     CLOCK,
     DIAGNOSTICS,
     JOINT_COMMANDS,
     JOINT_STATES,
+    OBSERVATION,
     SIM_PAUSE,
     SIM_RESET,
     SIM_STEP,
@@ -26,17 +28,22 @@ from clamp_ros.contract.interfaces import (
     TF,
     TF_STATIC,
     TOPICS,
+    VIEWS,
     Topic,
     camera_info_topic,
     color_topic,
     depth_topic,
     optical_frame,
 )
-from clamp_ros.contract.robot import CONTROL_PERIOD_NS, REST_POSE
+from clamp_ros.contract.observation import ActionChunk
+from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS, REST_POSE
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.geometry.tf_tree import TfTree
 from clamp_ros.ros.convert import (
     array_from_image,
+    chunk_message,
+    header_message,
+    image_message,
     joint_state_message,
     joints_from_message,
     pinhole_from_camera_info,
@@ -220,6 +227,52 @@ def test_the_clock_waits_for_the_command_that_is_due_while_commands_flow(ros: An
         cell.until(lambda n=i: cell.time_ns >= START_NS + (n + 1) * CONTROL_PERIOD_NS, f"tick {i + 1}")
         assert cell.time_ns <= START_NS + (i + 2) * CONTROL_PERIOD_NS
         cell.commands.publish(joint_state_message(REST_POSE, START_NS + (i + 1) * CONTROL_PERIOD_NS))
+
+
+@pytest.mark.parametrize("made", ["views", "chunk"])
+def test_the_clock_waits_for_what_is_being_made_of_the_pictures(ros: Any, made: str) -> None:
+    cell = Cell(ros, policy_wait_s=60.0, policy_latency_s=0.06)
+    views, chunks = advertise(cell.peer, VIEWS), advertise(cell.peer, ACTION_CHUNK)
+    observations = advertise(cell.peer, OBSERVATION)
+    cell.until(lambda: all(p.get_subscription_count() for p in (views, chunks, observations)), "discovery")
+
+    def show(tick: int) -> None:
+        image = np.zeros((1, 1, 4), np.float32)
+        views.publish(image_message(image, "32FC4", START_NS + tick * CONTROL_PERIOD_NS, "world"))
+
+    def reach(tick: int) -> None:
+        cell.until(lambda: cell.time_ns >= START_NS + tick * CONTROL_PERIOD_NS, f"tick {tick}")
+        for _ in range(20):  # and it stays there, though it may run
+            ros.executor.spin_once(timeout_sec=0.01)
+            assert cell.time_ns == START_NS + tick * CONTROL_PERIOD_NS
+
+    cell.until(lambda: cell.heard[depth_topic("wrist_left")], "the first pictures")
+    if made == "views":
+        show(0)
+        cell.until(lambda: cell.node._views.answered, "the first views")
+        cell.pause(False)
+        reach(8)  # pictures of tick 5, and three ticks
+        show(5)
+        reach(13)
+    else:
+        observations.publish(header_message(START_NS, "world"))
+        cell.until(lambda: cell.node._chunk._stamp_ns == START_NS, "the observation")
+        cell.pause(False)
+        reach(3)
+        chunk = ActionChunk(START_NS, np.tile(REST_POSE, (CHUNK_SIZE, 1)))
+        chunks.publish(chunk_message(chunk))
+        cell.until(lambda: cell.time_ns > START_NS + 10 * CONTROL_PERIOD_NS, "time to go on")
+
+
+def test_the_clock_waits_no_longer_than_it_may(ros: Any) -> None:
+    cell = Cell(ros, policy_wait_s=0.05, policy_latency_s=0.0)
+    observations = advertise(cell.peer, OBSERVATION)
+    cell.until(lambda: observations.get_subscription_count(), "discovery")
+    observations.publish(header_message(START_NS, "world"))
+    cell.until(lambda: cell.node._chunk._stamp_ns == START_NS, "the observation")
+    cell.pause(False)
+    cell.until(lambda: cell.status().get("late action chunk") == "1", "the report")
+    cell.until(lambda: cell.time_ns > START_NS + 10 * CONTROL_PERIOD_NS, "time to go on")
 
 
 def test_mistakes_are_told_before_anything_starts(ros: Any) -> None:

@@ -24,6 +24,7 @@ from clamp_ros.contract.interfaces import (
     CLOCK,
     JOINT_COMMANDS,
     JOINT_STATES,
+    OBSERVATION,
     POLICY_ENABLE,
     VIEWS,
     camera_info_topic,
@@ -36,12 +37,13 @@ from clamp_ros.contract.views import TILED_SHAPE, WORLD_FRAME
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.policy.artifact import Artifact, RgbSpec
 from clamp_ros.policy.policy_node import PolicyNode
-from clamp_ros.policy.runtime import PolicyRuntime
+from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.ros.convert import (
     camera_info_message,
     chunk_from_message,
     image_message,
     joint_state_message,
+    stamp_ns,
     time_message,
 )
 from clamp_ros.ros.run import EXIT_USER_ERROR, advertise, subscribe
@@ -157,7 +159,7 @@ def test_all_of_the_observation_reaches_the_network(ros: Any, tmp_path: Path) ->
     stack.observe(125, value=0.7)
     second = stack.wait_for_chunks(2)
     history = np.zeros((50, 14), np.float32)
-    runtime, rng = PolicyRuntime(artifact, threads=1), np.random.default_rng(0)
+    runtime, rng = PolicyRuntime(artifact, threads=1), episode_noise(0)
     colors = {"front_left": np.full((LIVE.height, LIVE.width, 3), 90, np.uint8)}
     joints = REST_POSE.astype(np.float32)
     expected = runtime.infer(Observation(0, np.full(TILED_SHAPE, 0.5, np.float32), colors, joints, history), rng)
@@ -266,7 +268,43 @@ def test_a_reset_simulation_begins_an_episode(ros: Any, tmp_path: Path) -> None:
     stack.observe(3)
     again = stack.wait_for_chunks(2)
     assert again.stamp_ns == 3 * T
-    np.testing.assert_array_equal(again.actions, first.actions)  # same noise, no history
+    np.testing.assert_allclose(again.actions, first.actions, atol=1e-5)  # no history
+
+
+def test_episodes_draw_other_noise_and_a_seed_brings_the_same_again(ros: Any, tmp_path: Path) -> None:
+    folder = build_tiny_artifact(tmp_path / "tiny").folder
+    drawn: list[float] = []
+
+    class Recording(PolicyRuntime):
+        def infer(self, observation: Observation, rng: np.random.Generator) -> ActionChunk:
+            drawn.append(rng.standard_normal())
+            return super().infer(observation, rng)
+
+    stack = Stack(ros, folder, seed=7)
+    stack.active()
+    stack.calibrate()
+    stack.policy._runtime = Recording(Artifact.load(folder), threads=1)
+    for count, (tick, seed) in enumerate([(100, None), (3, None), (2, 7), (1, 8)], start=1):
+        if seed is not None:
+            assert stack.policy.set_parameters([Parameter("seed", value=seed)])[0].successful
+        stack.observe(tick)  # time runs back: an episode of its own
+        stack.wait_for_chunks(count)
+    assert drawn[0] == drawn[2] == episode_noise(7).standard_normal()
+    assert drawn[1] == episode_noise(7, 1).standard_normal()
+    assert drawn[3] == episode_noise(8).standard_normal()
+    assert len(set(drawn)) == 3
+
+
+def test_an_observation_is_announced_before_its_chunk(ros: Any, tmp_path: Path) -> None:
+    stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny").folder)
+    said: list[int] = []
+    subscribe(stack.node, OBSERVATION, lambda message: said.append(stamp_ns(message.stamp)))
+    stack.active()
+    ros.spin_until(lambda: stack.policy.count_subscribers(OBSERVATION.name), what="discovery")
+    stack.calibrate()
+    stack.observe(100)
+    stack.wait_for_chunks(1)
+    ros.spin_until(lambda: said == [100 * T], what="the announcement")
 
 
 class GatedRuntime(PolicyRuntime):
