@@ -34,7 +34,7 @@ setup(
         *find_packages(include=["clamp_ros", "clamp_ros.*"]),
         *find_packages(where="training", include=["clamp_training", "clamp_training.*"]),
     ],
-    package_data={"": ["*.json"]},
+    package_data={"": ["*.json", "*.xml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/clamp_ros"]),
         (SHARE, ["package.xml"]),

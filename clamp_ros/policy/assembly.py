@@ -68,7 +68,7 @@ class ObservationAssembler:
         self._history.push(stamp_ns, action)
 
     def add_image(self, source: str, stamp_ns: int, image: NDArray[Any], now_ns: int) -> None:
-        """Takes in the tiled views (source `VIEWS`) or a camera's colour image; now_ns is a monotonic clock's."""
+        """Takes in the tiled views (source `VIEWS`) or a camera's colour image; now_ns: see `FrameSynchronizer.add`."""
         self._images = self.sync.add(source, stamp_ns, (stamp_ns, image), now_ns) or self._images
 
     def waiting_ns(self) -> int | None:

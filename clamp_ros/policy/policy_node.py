@@ -273,7 +273,8 @@ class PolicyNode(LifecycleNode):
             except ContractError as error:
                 self._health.fault("bad_image", str(error))
                 return
-            self._assembler.add_image(source, stamp_ns, image, time.monotonic_ns())
+            # ROS time: where simulated time is slow, so is the patience with views that are still being made
+            self._assembler.add_image(source, stamp_ns, image, self.get_clock().now().nanoseconds)
             self._infer()
 
         return receive

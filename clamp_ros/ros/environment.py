@@ -12,13 +12,19 @@ import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
-DEFAULTS = {
-    # A robot's topics are nobody else's business: leave the host only when asked to.
-    "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    # Four RGB-D cameras at 30 Hz are 244 MB/s. Fast DDS's default transports deliver that late (p99 160 ms) or not at
-    # all; this one in 7 ms and with half the processor. The plain LARGE_DATA has too small buffers for an image.
-    "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA?max_msg_size=4MB&sockets_size=8MB&non_blocking=false",
-}
+PROFILE = Path(__file__).with_name("fastdds.xml")
+"""Fast DDS's profile: shared memory that holds images, quick repair of losses, and no talk with other hosts.
+
+Not by ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, with which rmw_fastrtps adds transports of its own (512 KB of shared
+memory, which one tick of images overflows; what is lost came three seconds later).
+"""
+
+# Fast DDS 3 renamed the variable; Jazzy and older have version 2, and rmw warns of the other's name.
+_BEFORE_FAST_DDS_3 = ("humble", "iron", "jazzy")
+_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE" if os.environ.get("ROS_DISTRO") in _BEFORE_FAST_DDS_3 else (
+    "FASTDDS_DEFAULT_PROFILES_FILE"
+)
+DEFAULTS = {_VARIABLE: str(PROFILE)}
 """Environment variable to the value it gets where it is unset."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (shared memory, not a temporary file)

@@ -140,9 +140,10 @@ class Work:
         return self._stamp_ns is not None and now_ns - self._stamp_ns >= self._allowed_ns
 
     def clear(self) -> None:
-        """A new episode: what is being made is of the last one."""
+        """A new episode, or the end: what is being made no longer counts, and nobody need wait for it."""
         with self._changed:
             self._stamp_ns = None
+            self._changed.notify_all()
 
 
 class MujocoNode(Node):
@@ -335,6 +336,8 @@ class MujocoNode(Node):
     def close(self) -> None:
         """Stops the simulation's thread and its processes."""
         self._stop.set()
+        self._views.clear()
+        self._chunk.clear()
         self._thread.join()
 
 

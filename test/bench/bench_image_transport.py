@@ -104,9 +104,8 @@ def receive(ticks: int, connection: Connection) -> None:
     rclpy.shutdown()
 
 
-def measure(name: str, variables: dict[str, str], args: argparse.Namespace) -> None:
-    """One run in fresh processes with these environment variables; prints its line."""
-    os.environ.update(variables)
+def measure(name: str, args: argparse.Namespace) -> None:
+    """One run in fresh processes; prints its line."""
     os.environ["ROS_DOMAIN_ID"] = str(random.randrange(1, 100))
     context = multiprocessing.get_context("spawn")
     ticks = round(args.seconds * args.rate)
@@ -152,12 +151,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=30.0, help="ticks per second (default 30)")
     args = parser.parse_args()
     environment.prepare()
-    ours = os.environ["FASTDDS_BUILTIN_TRANSPORTS"]
     print(f"{len(CAMERAS)} RGB-D cameras {args.size[0]}x{args.size[1]} at {args.rate:g} Hz; milliseconds")
     columns = f"{'image p50':>10}{'p99':>10}{'tick p50':>10}{'p99':>10}{'sender late':>12}"
     print(f"{'environment':22}{'sent':>8}{'lost':>7}{columns}")
-    measure("clamp_ros", {"FASTDDS_BUILTIN_TRANSPORTS": ours}, args)
-    measure("Fast DDS's defaults", {"FASTDDS_BUILTIN_TRANSPORTS": "DEFAULT"}, args)
+    measure("clamp_ros", args)
+    for name in environment.DEFAULTS:
+        del os.environ[name]
+    measure("Fast DDS's defaults", args)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,49 @@ signal.pause()
 
 
 def test_defaults_yield_to_the_user():
-    mine = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}
+    mine = {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
     environment.prepare(mine)
-    assert mine["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SUBNET"
-    assert mine["FASTDDS_BUILTIN_TRANSPORTS"].startswith("LARGE_DATA?")
+    assert mine == {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
+    nothing: dict[str, str] = {}
+    environment.prepare(nothing)
+    assert Path(nothing["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
+
+
+def test_shared_memory_holds_a_burst_of_images(owner):
+    """What Fast DDS really made: a tick of all cameras, 8 MB, fits some times; its own default is 0.5 MB."""
+    _, mine = owner
+    sizes = [(environment.SHARED_MEMORY / name.removesuffix("_el")).stat().st_size for name in mine]
+    assert sizes and min(sizes) > 32_000_000
+
+
+HEAR = """
+import sys, time, rclpy
+from std_msgs.msg import String
+rclpy.init()
+node = rclpy.create_node("user")
+heard = []
+node.create_subscription(String, "/told", heard.append, 10)
+deadline = time.monotonic() + 30.0
+while not heard and time.monotonic() < deadline:
+    rclpy.spin_once(node, timeout_sec=0.1)
+sys.exit(not heard)
+"""
+
+
+def test_a_terminal_with_the_defaults_of_ros_hears_us(ros):
+    """The user's own `ros2` commands, the emergency stop among them, know nothing of our profile."""
+    from std_msgs.msg import String
+
+    told = ros.node("teller").create_publisher(String, "/told", 10)
+    plain = {name: value for name, value in os.environ.items() if name not in environment.DEFAULTS}
+    listener = subprocess.Popen([sys.executable, "-c", HEAR], env=plain)
+
+    def heard() -> bool:
+        told.publish(String(data="hello"))
+        return listener.poll() is not None
+
+    ros.spin_until(heard, 40.0, "the listener")
+    assert listener.returncode == 0
 
 
 def _segments() -> set[str]:
