@@ -15,7 +15,7 @@ from clamp_ros.policy.artifact import MANIFEST_NAME, Artifact
 from clamp_ros.record.audit import audit
 from clamp_ros.record.metadata import METADATA_FILE
 from clamp_ros.record.writer import PARTIAL_SUFFIX
-from clamp_ros.ros import environment
+from clamp_ros.ros.environment import DEFAULTS
 
 _PACKAGES = {
     "runtime": ("numpy", "numba", "onnxruntime", "opencv-python-headless", "mcap", "rosbags"),
@@ -105,7 +105,7 @@ def _ros() -> str:
         return "rclpy MISSING: source /opt/ros/*/setup.bash, or pip install 'clamp_ros[ros]'"
     origin = f"of {os.environ['ROS_DISTRO']}" if "ROS_DISTRO" in os.environ else "from PyPI"
     missing = "" if importlib.util.find_spec("tf2_msgs") else "; tf2_msgs will be generated"
-    own = any(name in os.environ for name in environment.DEFAULTS)
+    own = any(name in os.environ for name in DEFAULTS)
     scope = "as your Fast DDS profile says" if own else "within this host"
     if os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == "LOCALHOST":
         scope += "; ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST makes images late or lost: unset it"
