@@ -85,7 +85,7 @@ JOINT_COMMANDS = Topic("/joint_commands", "sensor_msgs/msg/JointState", Qos.COMM
 ACTION_CHUNK = Topic("/policy/action_chunk", "trajectory_msgs/msg/JointTrajectory", Qos.COMMAND, None, "",
                      "50 absolute joint targets, 20 ms apart, stamped with their observation's stamp")
 OBSERVATION = Topic("/policy/observation", "std_msgs/msg/Header", Qos.STATE, None, "world",
-                    "stamp of an observation, said as the policy begins to infer the chunk of that stamp")
+                    "stamp of an observation, said as the policy begins to infer its chunk; 0 where it will not come")
 VIEWS = Topic("/fusion/views", "sensor_msgs/msg/Image", Qos.IMAGE, None, "world",
               "five virtual views tiled to 224x1120, 32FC4 (depth, X, Y, Z) in metres, stamped with the images' stamp")
 CLOUD = Topic("/fusion/cloud", "sensor_msgs/msg/PointCloud2", Qos.IMAGE, None, "world",

@@ -58,6 +58,7 @@ from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, serve, s
 from clamp_ros.ros.worker import NewestWorker
 
 _FUTURE_TOLERANCE_NS = 5 * CONTROL_PERIOD_NS
+_NOTHING_NS = 0
 _SILENCE_S = 3.0
 """A policy that is to act but sees nothing for this long says so."""
 
@@ -228,6 +229,8 @@ class PolicyNode(LifecycleNode):
     def _begin_episode(self) -> None:
         """Voids the history, the chunk in progress and what waits."""
         self._episode += 1
+        if self._inferred_ns is not None:
+            self._announce(_NOTHING_NS)
         self._inferred_ns = None
         self._observed_s = time.monotonic()
         if self._assembler is not None:
@@ -337,8 +340,11 @@ class PolicyNode(LifecycleNode):
             self._health.sample("observation_age_ms", 1e3 * age_s)
             self._observed_s = time.monotonic()
             self._inferred_ns = stamp_ns
-            self._announcer.publish(header_message(stamp_ns, WORLD_FRAME))
+            self._announce(stamp_ns)
             self._worker.submit((self._episode, observation))
+
+    def _announce(self, stamp_ns: int) -> None:
+        self._announcer.publish(header_message(stamp_ns, WORLD_FRAME))
 
     def _work(self, job: tuple[int, Observation]) -> None:
         """Infers and publishes one chunk, in the worker's thread."""
@@ -351,6 +357,7 @@ class PolicyNode(LifecycleNode):
         except ContractError as error:
             self._health.fault("inference_failed", str(error))
             self._inferred_ns = None  # the next observation is tried at once
+            self._announce(_NOTHING_NS)
             return
         if episode != self._episode:
             return

@@ -140,9 +140,9 @@ class Work:
         return self._stamp_ns is not None and now_ns - self._stamp_ns >= self._allowed_ns
 
     def clear(self) -> None:
-        """A new episode, or the end: what is being made no longer counts, and nobody need wait for it."""
+        """It will not come: given up, of the episode before, or the end. Nobody need wait for it."""
         with self._changed:
-            self._stamp_ns = None
+            self._stamp_ns, self.answered = None, False
             self._changed.notify_all()
 
 
@@ -199,7 +199,9 @@ class MujocoNode(Node):
 
     def _on_observation(self, message: Header) -> None:
         stamp = stamp_ns(message.stamp)
-        if stamp <= self._now_ns:  # else it is of the episode before a reset
+        if stamp == 0:
+            self._chunk.clear()
+        elif stamp <= self._now_ns:  # else it is of the episode before a reset
             self._chunk.begin(stamp)
 
     def _on_chunk(self, message: JointTrajectory) -> None:

@@ -264,6 +264,18 @@ def test_the_clock_waits_for_what_is_being_made_of_the_pictures(ros: Any, made: 
         cell.until(lambda: cell.time_ns > START_NS + 10 * CONTROL_PERIOD_NS, "time to go on")
 
 
+def test_the_clock_does_not_wait_for_a_chunk_that_will_not_come(ros: Any) -> None:
+    cell = Cell(ros, policy_wait_s=60.0, policy_latency_s=0.0)
+    observations = advertise(cell.peer, OBSERVATION)
+    cell.until(lambda: observations.get_subscription_count(), "discovery")
+    observations.publish(header_message(START_NS, "world"))
+    cell.until(lambda: cell.node._chunk._stamp_ns == START_NS, "the observation")
+    cell.pause(False)
+    observations.publish(header_message(0, "world"))
+    cell.until(lambda: cell.time_ns > START_NS + 10 * CONTROL_PERIOD_NS, "time to go on")
+    assert "late action chunk" not in cell.status()
+
+
 def test_the_clock_waits_no_longer_than_it_may(ros: Any) -> None:
     cell = Cell(ros, policy_wait_s=0.05, policy_latency_s=0.0)
     observations = advertise(cell.peer, OBSERVATION)

@@ -305,6 +305,8 @@ def test_an_observation_is_announced_before_its_chunk(ros: Any, tmp_path: Path) 
     stack.observe(100)
     stack.wait_for_chunks(1)
     ros.spin_until(lambda: said == [100 * T], what="the announcement")
+    stack.observe(3)  # time runs back: what was inferred before is void
+    ros.spin_until(lambda: said == [100 * T, 0, 3 * T], what="the announcements")
 
 
 class GatedRuntime(PolicyRuntime):
