@@ -91,7 +91,9 @@ def _pid(node: str) -> int:
 @pytest.mark.slow
 def test_the_loop_closes_and_the_arms_hold_whatever_dies(tmp_path, policy):
     log = tmp_path / "log.txt"
-    with Session(["sim:=true", f"task:={TASK}", f"policy:={policy}"], log) as session:
+    impatient = tmp_path / "impatient.yaml"  # simulated time does not wait for the dead, so that the arms must hold
+    impatient.write_text("mujoco_node: {ros__parameters: {policy_wait_s: 0.0}}\n")
+    with Session(["sim:=true", f"task:={TASK}", f"policy:={policy}", f"config:={impatient}"], log) as session:
         cell = Cell(session)
         cell.until_status("running", START_TIMEOUT_S)
         cell.until_moving()
