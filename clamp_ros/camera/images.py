@@ -21,6 +21,9 @@ _PNG_DEPTH_HEADER = struct.pack("<iff", 0, 0.0, 0.0)
 # compressed_depth_image_transport's ConfigHeader: an enum (0 is INV_DEPTH, its only kind) and two floats that
 # quantise 32FC1 depth and mean nothing for 16UC1. From ros-perception/image_transport_plugins, compression_common.h.
 
+# Told to predict each pixel from its neighbour, libpng takes a quarter of the time that choosing a filter a row takes.
+_PNG_FILTER = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
+
 _NEVER_DISTORTED = ("none",)
 _SCALED_TANGENTIAL = ("modified_brown_conrady", "inverse_brown_conrady")
 _PLAIN_TANGENTIAL = ("brown_conrady",)
@@ -45,11 +48,11 @@ class DepthScale:
 
     def millimetres(self, raw: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """(H, W) uint16 millimetres, 0 invalid (REP-118, 16UC1), as is what 16 bits cannot hold: 65.5 m."""
-        return raw.copy() if self.unit_m == 0.001 else self._millimetres[raw]
+        return raw.copy() if self.unit_m == 0.001 else np.take(self._millimetres, raw)
 
     def metres(self, raw: NDArray[np.uint16]) -> NDArray[np.float32]:
         """(H, W) float32 metres, NaN invalid (REP-118, 32FC1)."""
-        return self._metres[raw]
+        return np.take(self._metres, raw)
 
 
 class Rectification:
@@ -109,7 +112,7 @@ def jpeg(color: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 def png_depth(depth_mm: NDArray[np.uint16], level: int) -> NDArray[np.uint8]:
     """(N,) bytes with the format `PNG_DEPTH_FORMAT`: compressed_depth_image_transport's header, then a PNG file."""
-    ok, data = cv2.imencode(".png", depth_mm, [cv2.IMWRITE_PNG_COMPRESSION, level])
+    ok, data = cv2.imencode(".png", depth_mm, [cv2.IMWRITE_PNG_COMPRESSION, level, *_PNG_FILTER])
     header = np.frombuffer(_PNG_DEPTH_HEADER, np.uint8)
     return np.concatenate([header, _encoded(ok, data, "PNG", depth_mm)])
 

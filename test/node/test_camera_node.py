@@ -149,7 +149,8 @@ def test_compressed_topics_are_what_the_standard_transports_read(ros, recordings
     assert color.format == "rgb8; jpeg compressed bgr8" and depth.format == "16UC1; compressedDepth png"
     assert color.header.frame_id == depth.header.frame_id == optical_frame(WRIST)
     bgr = cv2.imdecode(np.frombuffer(bytes(color.data), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert bgr is not None and bgr.shape == (COLOR.height, COLOR.width, 3) and np.abs(bgr[..., 0].astype(int) - 200).max() <= 3
+    assert bgr is not None and bgr.shape == (COLOR.height, COLOR.width, 3)
+    assert np.abs(bgr[..., 0].astype(int) - 200).max() <= 3
     packed = bytes(depth.data)[struct.calcsize("iff") :]
     depth_mm = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_UNCHANGED)
     assert depth_mm is not None and depth_mm.dtype == np.uint16 and np.all(depth_mm == 250)

@@ -80,7 +80,7 @@ def test_a_compressed_image_keeps_its_bytes_format_stamp_and_frame() -> None:
 
 def test_a_compressed_image_that_is_no_bytes_is_refused() -> None:
     with pytest.raises(ContractError, match=r"\(2, 3\) uint16, expected \(N,\) uint8"):
-        convert.compressed_image_message(np.zeros((2, 3), np.uint16), "16UC1; compressedDepth png", STAMP, "camera")
+        convert.compressed_image_message(ARRAYS["16UC1"][:2, :3], "16UC1; compressedDepth png", STAMP, "camera")
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "16UC1"])
