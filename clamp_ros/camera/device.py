@@ -1,13 +1,17 @@
-"""The RealSense SDK's devices: what they say of themselves, their options, their depth filters."""
+"""The RealSense SDK's devices: what they say of themselves, their options, their depth filters.
+
+``python -m clamp_ros.camera.device`` lists those that are plugged in.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from clamp_ros.camera.settings import AUTOMATIC, DEFAULT_GAIN, FILTERS, CameraSettings
-from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.errors import ClampError, ConfigError
 
 _ON_DISPARITY = ("spatial", "temporal")
 _RGB_EXPOSURE_UNIT_US = 100
@@ -57,7 +61,7 @@ def describe(device: Any) -> Device:
 
 
 def apply_options(device: Any, settings: CameraSettings, name: str) -> None:
-    """Sets preset, exposure, gain and white balance on a device that does not stream.
+    """Sets preset, exposure, gain and white balance of a device.
 
     Raises:
         ConfigError: the device has no such option or preset, or not such a value.
@@ -150,3 +154,21 @@ def make_filters(settings: CameraSettings) -> list[Any]:
         else:
             filters.append(made)
     return filters
+
+
+def main() -> int:
+    """Lists the cameras that are plugged in; 1 if there is none."""
+    try:
+        devices = [describe(device) for device in sdk().context().query_devices()]
+    except (ClampError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for device in devices:
+        print(f"{device}{': SLOW, plug it into a USB 3 port' if device.slow_link else ''}")
+    if not devices:
+        print("no RealSense camera is connected: check cables and udev rules", file=sys.stderr)
+    return 0 if devices else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -76,8 +76,8 @@ class RealSense:
         """
         if not settings.serial and not settings.recording:
             raise ConfigError(
-                f"{name}.serial is missing; give the number that `rs-enumerate-devices -s` shows, in quotes, in "
-                "config/cameras.yaml, or leave the camera out of `cameras`"
+                f"{name}.serial is missing; give the number that `python -m clamp_ros.camera.device` shows, in quotes, "
+                "in config/cameras.yaml, or leave the camera out of `cameras`"
             )
         self.name = name
         self.device: Device | None = None
@@ -105,15 +105,17 @@ class RealSense:
                 if settings.recording:
                     config.enable_device_from_file(settings.recording, False)
                 else:
-                    apply_options(device, settings, self.name)
                     config.enable_device(settings.serial)
                 config.enable_stream(rs.stream.depth, *settings.depth_size, rs.format.z16, settings.rate_hz)
                 config.enable_stream(rs.stream.color, settings.width, settings.height, rs.format.rgb8, settings.rate_hz)
                 pipeline = rs.pipeline(context)
                 profile = pipeline.start(config)
+                self._pipeline = pipeline
+                if not settings.recording:
+                    # Not before: `device` is another object than the pipeline's, and some options are the object's.
+                    apply_options(profile.get_device(), settings, self.name)
             except RuntimeError as error:  # all that the SDK raises
                 raise CameraError(f"{self.name} cannot be started: {error}") from None
-            self._pipeline = pipeline
         self._begin(profile)
 
     def read(self, wait_s: float) -> CameraFrame | None:
@@ -149,14 +151,15 @@ class RealSense:
                 return rs.context().load_device(settings.recording)  # of its own: a context plays a file once
             except RuntimeError as error:
                 raise ConfigError(f"{self.name}.recording {settings.recording!r} cannot be played: {error}") from None
-        found = {describe(device).serial: device for device in context.query_devices()}
-        if settings.serial not in found:
-            seen = "; ".join(str(describe(device)) for device in found.values()) or "none"
-            raise CameraError(
-                f"{self.name}: no RealSense with serial {settings.serial}; connected: {seen}. Check cable and udev "
-                "rules"
-            )
-        return found[settings.serial]
+        devices = list(context.query_devices())
+        seen = [describe(device) for device in devices]
+        for device, description in zip(devices, seen, strict=True):
+            if description.serial == settings.serial:
+                return device
+        raise CameraError(
+            f"{self.name}: no RealSense with serial {settings.serial}; connected: "
+            f"{'; '.join(map(str, seen)) or 'none'}. Check cable and udev rules"
+        )
 
     def _check_offer(self, device: Any) -> None:
         rs, settings = self._rs, self._settings

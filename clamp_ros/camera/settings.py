@@ -25,7 +25,7 @@ _FRAMES = (WORLD_FRAME, *(gripper_frame(arm) for arm in ARMS))
 class CameraSettings:
     """Parameters of one camera. Exposure, gain and white balance are of the colour image, or of the stereo pair."""
 
-    serial: str = param("", "serial number, as `rs-enumerate-devices -s` shows it")
+    serial: str = param("", "serial number, as `python -m clamp_ros.camera.device` shows it")
     recording: str = param("", "an SDK recording (.db3) to play in the camera's place, over and over")
     frame: str = param(WORLD_FRAME, "what it is mounted on", choices=_FRAMES)
     position_m: tuple[float, ...] = param(

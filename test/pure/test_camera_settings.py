@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pyrealsense2 as rs
 import pytest
 
+from clamp_ros.camera import device as device_module
 from clamp_ros.camera.device import apply_options, describe, make_filters
 from clamp_ros.camera.settings import CameraSettings
 from clamp_ros.contract.errors import ConfigError
@@ -153,3 +155,19 @@ def test_a_device_that_says_little_is_described_all_the_same():
     device = rs.software_device()
     device.register_info(rs.camera_info.usb_type_descriptor, "2.1")
     assert describe(device).slow_link and "USB 2.1" in str(describe(device))
+
+
+def test_without_the_sdk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    device_module.sdk.cache_clear()
+    monkeypatch.setitem(sys.modules, "pyrealsense2", None)
+    with pytest.raises(ConfigError, match=r"pip install 'clamp_ros\[hardware\]' and sudo apt-get install -y libusb"):
+        device_module.sdk()
+    assert device_module.main() == 2 and "the RealSense SDK cannot be loaded" in capsys.readouterr().err
+
+
+def test_the_list_of_cameras_is_empty_where_none_is_plugged_in(capsys: pytest.CaptureFixture[str]):
+    found = len(rs.context().query_devices())
+    assert device_module.main() == (0 if found else 1)
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == found
+    assert found or "no RealSense camera is connected" in printed.err
