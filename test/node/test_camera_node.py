@@ -26,19 +26,24 @@ from clamp_ros.contract.interfaces import (
     CAMERAS,
     DIAGNOSTICS,
     TF_STATIC,
+    VIEWS,
     camera_info_topic,
     color_compressed_topic,
     color_topic,
     depth_compressed_topic,
     depth_metres_topic,
     depth_topic,
+    gripper_frame,
     optical_frame,
     topic,
 )
+from clamp_ros.fusion.fusion_node import FusionNode
 from clamp_ros.geometry.pinhole import Pinhole
+from clamp_ros.geometry.transforms import make
 from clamp_ros.ros.convert import array_from_image, pinhole_from_camera_info, stamp_ns, transform_from_message
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import EXIT_USER_ERROR, subscribe
+from clamp_ros.ros.tf import TfBroadcaster
 from clamp_ros.share import share_folder
 
 CORNER = Lens(64, 48, 50.0, 31.5, 23.5)
@@ -154,6 +159,27 @@ def test_compressed_topics_are_what_the_standard_transports_read(ros, recordings
     packed = bytes(depth.data)[struct.calcsize("iff") :]
     depth_mm = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_UNCHANGED)
     assert depth_mm is not None and depth_mm.dtype == np.uint16 and np.all(depth_mm == 250)
+
+
+def test_fusion_takes_what_the_cameras_send(ros, recordings):
+    # Both look straight down: the corner's wall is a plane at z = 0.1 m, the wrist's a smaller one at z = 0.15 m.
+    down = [1.0, 0.0, 0.0, 0.0]
+    poses = {f"{LEFT}.position_m": [0.0, 0.0, 1.6], f"{LEFT}.quat_xyzw": down,
+             f"{WRIST}.position_m": [0.0, 0.0, 0.1], f"{WRIST}.quat_xyzw": down}  # fmt: skip
+    cell = Cell(ros, parameters(recordings, LEFT, WRIST, **poses), VIEWS.name, depth_topic(LEFT), depth_topic(WRIST))
+    at = {"left": (-0.1, 0.0, 0.3), "right": (0.1, 0.0, 0.3)}
+    grippers = [("world", gripper_frame(arm), make(translation=position)) for arm, position in at.items()]
+    TfBroadcaster(cell.peer).send_static(grippers, 0)
+    fusion = {"cameras": [LEFT, WRIST], "match_tolerance_s": 0.034}  # these cameras run free
+    ros.add(FusionNode(parameter_overrides=[Parameter(k, value=v) for k, v in fusion.items()]))
+    ros.spin_until(lambda: cell.heard[VIEWS.name], 180.0, "views, whose kernels may have to be compiled first")
+    message = cell.heard[VIEWS.name][-1]
+    views = array_from_image(message, "32FC4")
+    heights = views[..., 3][views[..., 0] > 0.0]
+    planes = np.abs(heights[:, None] - (0.1, 0.15)) < 2e-3
+    assert planes.any(axis=1).all() and (planes.sum(axis=0) > 100).all()
+    taken = {stamp_ns(m.header.stamp) for name in (LEFT, WRIST) for m in cell.heard[depth_topic(name)]}
+    assert stamp_ns(message.header.stamp) in taken
 
 
 def test_a_camera_that_falls_silent_is_told_and_comes_back(ros, recordings):
@@ -285,9 +311,9 @@ def test_a_call_of_the_sdk_that_never_returns_ends_the_process():
 
 
 def test_calls_of_the_sdk_that_return_end_nothing():
-    script = "import time; from clamp_ros.camera.camera_node import Opening; o = Opening(0.3)\n" + 3 * (
+    script = "import time; from clamp_ros.camera.camera_node import Opening; o = Opening(1.0)\n" + 3 * (
         "with o: pass\n"
-    ) + "time.sleep(0.6); print('alive')"  # fmt: skip
+    ) + "time.sleep(1.5); print('alive')"  # fmt: skip
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert process.stdout == "alive\n"
 
