@@ -52,7 +52,7 @@ _CLOSE_S = 3.0
 
 
 @dataclass(frozen=True)
-class CameraConfig:
+class CameraNodeConfig:
     """Parameters of the camera node; `cameras` says which of the four sections count."""
 
     cameras: tuple[str, ...] = param(CAMERAS, "cameras that this process serves")
@@ -99,7 +99,7 @@ class CameraConfig:
 class Output:
     """The topics of one camera. `publish` is called by the camera's thread, `close` by the node's."""
 
-    def __init__(self, node: LifecycleNode, name: str, config: CameraConfig) -> None:
+    def __init__(self, node: LifecycleNode, name: str, config: CameraNodeConfig) -> None:
         """Advertises."""
         self._node = node
         self._frame = optical_frame(name)
@@ -172,7 +172,7 @@ class CameraNode(LifecycleNode):
 
     def __init__(self, **options: Any) -> None:
         super().__init__("camera_node", **options)
-        self._config = declare(self, CameraConfig)
+        self._config = declare(self, CameraNodeConfig)
         self._health = Health(self)
         self._broadcaster = TfBroadcaster(self)
         self._cameras: dict[str, RealSense] = {}
@@ -215,7 +215,7 @@ class CameraNode(LifecycleNode):
             self._streamers[name] = Streamer(
                 camera,
                 self._receiver(name, self._outputs[name]),
-                self._teller(name),
+                self._teller(camera),
                 settle_s=config.start_s + settings.warmup_frames / settings.rate_hz,
                 timeout_s=config.timeout_s,
                 retry_s=config.retry_s,
@@ -287,13 +287,15 @@ class CameraNode(LifecycleNode):
 
         return receive
 
-    def _teller(self, name: str) -> Callable[[str | None, bool], None]:
+    def _teller(self, camera: RealSense) -> Callable[[str | None, bool], None]:
+        name = camera.name
+
         def tell(message: str | None, overdue: bool) -> None:
             self._health.hold(name, message, error=overdue)
             if message is not None:
                 self._health.fault(f"{name}.failures", message)
                 return
-            device = self._cameras[name].device
+            device = camera.device
             self.get_logger().info(f"{name} streams: {device}")
             self._health.gauge(f"{name}.device", str(device))
             slow = f"{name} is on USB {device.usb}: plug it into a USB 3 port" if device and device.slow_link else None

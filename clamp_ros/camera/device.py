@@ -156,10 +156,20 @@ def make_filters(settings: CameraSettings) -> list[Any]:
     return filters
 
 
+def connected() -> list[Device]:
+    """The cameras that are plugged in.
+
+    Raises:
+        ConfigError: there is no SDK.
+        RuntimeError: the SDK failed, say because a device may not be opened.
+    """
+    return [describe(device) for device in sdk().context().query_devices()]
+
+
 def main() -> int:
     """Lists the cameras that are plugged in; 1 if there is none."""
     try:
-        devices = [describe(device) for device in sdk().context().query_devices()]
+        devices = connected()
     except (ClampError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

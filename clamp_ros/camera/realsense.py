@@ -90,18 +90,17 @@ class RealSense:
         self._stamp_ns = 0
 
     def open(self) -> None:
-        """Finds, sets and starts the camera.
+        """Finds, starts and sets the camera; `close` it even if this fails.
 
         Raises:
             CameraError: it is absent, in use, or fails; it may be tried again.
             ConfigError: it cannot do what the settings ask for.
         """
         rs, settings = self._rs, self._settings
-        with self._opening:
-            config, context = rs.config(), rs.context()
-            try:
-                device = self._find(context)
-                self._check_offer(device)
+        try:
+            with self._opening:
+                config, context = rs.config(), rs.context()
+                self._check_offer(self._find(context))
                 if settings.recording:
                     config.enable_device_from_file(settings.recording, False)
                 else:
@@ -112,11 +111,12 @@ class RealSense:
                 profile = pipeline.start(config)
                 self._pipeline = pipeline
                 if not settings.recording:
-                    # Not before: `device` is another object than the pipeline's, and some options are the object's.
+                    # Not before: the device found is another object than the pipeline's, and some options are the
+                    # object's own.
                     apply_options(profile.get_device(), settings, self.name)
-            except RuntimeError as error:  # all that the SDK raises
-                raise CameraError(f"{self.name} cannot be started: {error}") from None
-        self._begin(profile)
+            self._begin(profile)
+        except RuntimeError as error:  # all that the SDK raises
+            raise CameraError(f"{self.name} cannot be started: {error}") from None
 
     def read(self, wait_s: float) -> CameraFrame | None:
         """The next new frame; None if none comes within `wait_s`, or what came is not to be used.

@@ -178,6 +178,16 @@ def test_a_lens_that_distorts_is_straightened(tmp_path: Path):
         assert np.all(frame.scale.millimetres(frame.raw_depth)[16:48, 24:72] == 500)
 
 
+def test_a_lens_that_cannot_be_straightened_is_refused_and_the_camera_closed(tmp_path: Path):
+    path = record(tmp_path / "fish.db3", shots([1, 2, 3]), color=replace(COLOR, model=rs.distortion.kannala_brandt4))
+    camera = Player(path).camera
+    with pytest.raises(CameraError, match="distortion model 'kannala_brandt4' is not supported"):
+        camera.open()
+    camera.close()
+    with pytest.raises(CameraError, match="wrist_left is not open"):
+        camera.read(0.1)
+
+
 def test_filters_do_their_work(tmp_path: Path):
     taken = shots(range(1, 9))
     for shot in taken:

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from realsense_recording import COLOR, DEPTH, SERIAL, Lens, record, shots
 
-from clamp_ros.camera.camera_node import CameraConfig, CameraNode
+from clamp_ros.camera.camera_node import CameraNode, CameraNodeConfig
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import (
     CAMERAS,
@@ -328,7 +328,7 @@ def test_the_deployments_file_is_taken_once_it_has_serial_numbers(ros, tmp_path)
     mine = tmp_path / "cameras.yaml"
     mine.write_text(yaml.safe_dump(content))
     shell = ros.add(Node("camera_node", cli_args=["--ros-args", "--params-file", str(mine)]))
-    config = declare(shell, CameraConfig)
+    config = declare(shell, CameraNodeConfig)
     for name, section in sections.items():
         settings = config.settings()[name]
         assert {key: getattr(settings, key) for key in section} == section
@@ -336,4 +336,4 @@ def test_the_deployments_file_is_taken_once_it_has_serial_numbers(ros, tmp_path)
 
 
 def test_the_nodes_sections_are_the_contracts_cameras():
-    assert set(CameraConfig(cameras=CAMERAS).settings()) == set(CAMERAS)
+    assert set(CameraNodeConfig(cameras=CAMERAS).settings()) == set(CAMERAS)
