@@ -39,3 +39,7 @@ class RecordError(ClampError):
 
 class SimulationError(ClampError):
     """The simulated world cannot be built, rendered or stepped."""
+
+
+class CameraError(ClampError):
+    """A camera is absent, in use by another program, or has stopped sending; it may come back."""

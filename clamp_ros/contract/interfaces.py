@@ -58,6 +58,21 @@ def depth_topic(camera: str) -> str:
     return f"/{camera}/aligned_depth_to_color/image_raw"
 
 
+def color_compressed_topic(camera: str) -> str:
+    """The colour image as a JPEG, by compressed_image_transport's name."""
+    return f"{color_topic(camera)}/compressed"
+
+
+def depth_compressed_topic(camera: str) -> str:
+    """The aligned depth as a PNG with compressed_depth_image_transport's header, by its name."""
+    return f"{depth_topic(camera)}/compressedDepth"
+
+
+def depth_metres_topic(camera: str) -> str:
+    """The aligned depth in metres, by depth_image_proc's name."""
+    return f"/{camera}/aligned_depth_to_color/image"
+
+
 def camera_info_topic(camera: str) -> str:
     """Intrinsics of color and aligned depth."""
     return f"/{camera}/color/camera_info"
@@ -112,6 +127,12 @@ TOPICS: tuple[Topic, ...] = (
                   "16UC1 depth in millimetres aligned to color, 0 invalid"),
             Topic(camera_info_topic(camera), "sensor_msgs/msg/CameraInfo", Qos.IMAGE, 30.0, optical_frame(camera),
                   "intrinsics of color and aligned depth, same stamp"),
+            Topic(depth_metres_topic(camera), "sensor_msgs/msg/Image", Qos.IMAGE, 30.0, optical_frame(camera),
+                  "32FC1 depth in metres aligned to color, NaN invalid; hardware only, while somebody subscribes"),
+            Topic(color_compressed_topic(camera), "sensor_msgs/msg/CompressedImage", Qos.IMAGE, 30.0, optical_frame(camera),
+                  "colour as JPEG; hardware only, where `compressed` is set, while somebody subscribes"),
+            Topic(depth_compressed_topic(camera), "sensor_msgs/msg/CompressedImage", Qos.IMAGE, 30.0, optical_frame(camera),
+                  "depth as PNG; hardware only, where `compressed` is set, while somebody subscribes"),
         )
     ),
 )

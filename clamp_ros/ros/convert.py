@@ -12,7 +12,7 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import TransformStamped
 from numpy.typing import ArrayLike, NDArray
-from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, PointCloud2, PointField
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -25,6 +25,7 @@ from clamp_ros.geometry.transforms import make, quat_xyzw_from_rotation, rotatio
 ENCODINGS: dict[str, tuple[type, int]] = {
     "rgb8": (np.uint8, 3),
     "16UC1": (np.uint16, 1),
+    "32FC1": (np.float32, 1),
     "32FC4": (np.float32, 4),
 }
 """The encodings of the stack: numpy type and channels."""
@@ -79,6 +80,22 @@ def image_message(array: np.ndarray, encoding: str, stamp: int, frame: str) -> I
     message.step = array.shape[1] * channels * array.itemsize
     # The public setter checks each byte, or copies; the C serialiser takes any contiguous buffer as it is.
     message._data = array.reshape(-1).view(np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
+    return message
+
+
+def compressed_image_message(data: NDArray[np.uint8], image_format: str, stamp: int, frame: str) -> CompressedImage:
+    """A CompressedImage over (N,) bytes of an encoded image, which must not change until it is published.
+
+    Args:
+        data: the file's bytes, and what the transport puts before them.
+        image_format: the transport's description, say "rgb8; jpeg compressed bgr8".
+        stamp: nanoseconds.
+        frame: the header's frame_id.
+    """
+    if data.ndim != 1 or data.dtype != np.uint8:
+        raise ContractError(f"compressed image is {data.shape} {data.dtype}, expected (N,) uint8")
+    message = CompressedImage(header=header_message(stamp, frame), format=image_format)
+    message._data = np.ascontiguousarray(data)  # pyright: ignore[reportAttributeAccessIssue]
     return message
 
 

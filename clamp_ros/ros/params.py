@@ -92,11 +92,17 @@ def _default(field: Field[Any]) -> Any:
 
 def _build(config_class: Any, prefix: str, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(config_class)
-    return config_class(**{
+    built = {
         field.name: _build(hints[field.name], f"{prefix}{field.name}.", values)
         if is_dataclass(hints[field.name]) else values[prefix + field.name]
         for field in fields(config_class)
-    })
+    }
+    try:
+        return config_class(**built)
+    except ConfigError as error:
+        if not prefix:
+            raise
+        raise ConfigError(f"{prefix}{error}") from None
 
 
 def _item_type(hint: Any) -> tuple[type, bool]:

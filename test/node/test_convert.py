@@ -25,6 +25,7 @@ PINHOLE = Pinhole(64, 48, 50.0, 51.0, 31.0, 24.5)
 ARRAYS = {
     "rgb8": np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3),
     "16UC1": np.arange(4 * 5, dtype=np.uint16).reshape(4, 5) * 1000,
+    "32FC1": np.linspace(-1, 1, 4 * 5, dtype=np.float32).reshape(4, 5),
     "32FC4": np.linspace(-1, 1, 4 * 5 * 4, dtype=np.float32).reshape(4, 5, 4),
 }
 
@@ -67,6 +68,19 @@ def test_an_array_that_is_not_contiguous_is_sent_right() -> None:
     array = np.arange(80, dtype=np.uint16).reshape(8, 10)[::2, ::2]
     message = over_the_wire(convert.image_message(array, "16UC1", STAMP, "camera"))
     np.testing.assert_array_equal(convert.array_from_image(message, "16UC1"), array)
+
+
+def test_a_compressed_image_keeps_its_bytes_format_stamp_and_frame() -> None:
+    data = np.arange(300).astype(np.uint8)
+    message = over_the_wire(convert.compressed_image_message(data, "rgb8; jpeg compressed bgr8", STAMP, "camera"))
+    assert bytes(message.data) == data.tobytes()
+    assert (message.format, message.header.frame_id) == ("rgb8; jpeg compressed bgr8", "camera")
+    assert convert.stamp_ns(message.header.stamp) == STAMP
+
+
+def test_a_compressed_image_that_is_no_bytes_is_refused() -> None:
+    with pytest.raises(ContractError, match=r"\(2, 3\) uint16, expected \(N,\) uint8"):
+        convert.compressed_image_message(ARRAYS["16UC1"][:2, :3], "16UC1; compressedDepth png", STAMP, "camera")
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "16UC1"])
