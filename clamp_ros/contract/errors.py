@@ -39,3 +39,7 @@ class RecordError(ClampError):
 
 class SimulationError(ClampError):
     """The simulated world cannot be built, rendered or stepped."""
+
+
+class ArmError(ClampError):
+    """An arm's bus or one of its motors does not answer, is not the one expected, or reports a fault."""
