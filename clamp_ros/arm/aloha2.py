@@ -1,7 +1,8 @@
 """ALOHA 2's follower arm as its motors see it: ids, models, modes, limits, shadows, poses.
 
 Source: Interbotix `aloha_vx300s.yaml` (limits, drive modes, shadows), whose limits in ticks are those of
-`contract.robot` to a tick. With these drive modes a motor turns as its joint does in the contract, and tick 2048 is zero.
+`contract.robot` to a tick. With these drive modes a motor turns as its joint does in the contract, and tick 2048 is its
+zero.
 """
 
 from __future__ import annotations

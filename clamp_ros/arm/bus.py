@@ -20,7 +20,7 @@ import serial
 from dynamixel_sdk import BROADCAST_ID, COMM_RX_CORRUPT, COMM_RX_TIMEOUT, COMM_SUCCESS, PortHandler
 from dynamixel_sdk.protocol2_packet_handler import Protocol2PacketHandler
 
-from clamp_ros.arm.registers import ALERT, TABLE_SIZE, Model
+from clamp_ros.arm.registers import ALERT, Model
 from clamp_ros.contract.errors import ArmError
 
 BAUD = 1_000_000
@@ -128,18 +128,7 @@ class MotorState(NamedTuple):
     alert: bool
 
 
-class Monitor(NamedTuple):
-    """What one motor says about itself, in counts."""
-
-    torque_enable: int
-    hardware_error: int
-    bus_watchdog: int
-    voltage: int
-    temperature: int
-
-
 _STATE_ADDRESS, _STATE_SIZE = 126, 10
-_MONITOR_ADDRESS = 64
 
 
 class Bus:
@@ -188,6 +177,11 @@ class Bus:
             except (OSError, termios.error):
                 self._port.is_open = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the port is open; it may be gone all the same."""
+        return self._port.is_open
+
     def identify(self) -> None:
         """Checks that every motor is there, alone with its id, and of its model; and how they can be read.
 
@@ -229,15 +223,20 @@ class Bus:
         register = self.models[motor].registers[name]
         return register.decode(self._read(motor, register.address, register.size, name))
 
-    def monitor(self, motor: int) -> Monitor:
-        """A motor's torque, errors, watchdog, voltage and temperature, in one read."""
-        data = self._read(motor, _MONITOR_ADDRESS, TABLE_SIZE - _MONITOR_ADDRESS, "its state")
-        registers = self.models[motor].registers
-        names = (
-            "torque_enable", "hardware_error_status", "bus_watchdog", "present_input_voltage", "present_temperature",
-        )  # fmt: skip
-        at = [(registers[name], registers[name].address - _MONITOR_ADDRESS) for name in names]
-        return Monitor(*(register.decode(data[start : start + register.size]) for register, start in at))
+    def read_many(self, motor: int, names: Sequence[str]) -> dict[str, int]:
+        """Several registers of one motor, in one read of all that lies between them.
+
+        Raises:
+            ArmError: no answer within the deadline.
+        """
+        registers = {name: self.models[motor].registers[name] for name in names}
+        start = min(register.address for register in registers.values())
+        end = max(register.address + register.size for register in registers.values())
+        data = self._read(motor, start, end - start, "its registers")
+        return {
+            name: register.decode(data[register.address - start : register.address - start + register.size])
+            for name, register in registers.items()
+        }
 
     def _read(self, motor: int, address: int, size: int, what: str) -> bytes:
         def attempt() -> tuple[bytes, int, int]:

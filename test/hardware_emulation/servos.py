@@ -182,7 +182,8 @@ class Servo:
 
     def expire(self) -> None:
         """The bus watchdog has run out: it stops, and stays."""
-        self._set(bus_watchdog=WATCHDOG_TRIPPED, profile_velocity=0, profile_acceleration=0, goal_position=self.position())
+        self._set(bus_watchdog=WATCHDOG_TRIPPED, profile_velocity=0, profile_acceleration=0)
+        self._set(goal_position=self.position())
 
     def measure(self) -> None:
         """Writes what it feels into its table."""
@@ -340,8 +341,8 @@ class ServoBus:
             if motor == servo.id or motor == BROADCAST:
                 error, parameters = self._single(servo, instruction, body, now)
                 level = servo.value("status_return_level")
-                answers = instruction == PING or (motor != BROADCAST and (level == 2 or (level and instruction == READ)))
-                if answers:
+                wanted = level == 2 or (level == 1 and instruction == READ)
+                if instruction == PING or (motor != BROADCAST and wanted):
                     replies.append(packet(servo.id, STATUS, bytes((error | _alert(servo),)) + parameters))
             elif motor == servo.table[12] and instruction in (WRITE, REBOOT):  # a shadow obeys, and is silent
                 self._single(servo, instruction, body, now)
@@ -355,7 +356,9 @@ class ServoBus:
         if instruction == READ:
             address, size = int.from_bytes(body[0:2], "little"), int.from_bytes(body[2:4], "little")
             servo.measure()
-            return (0, bytes(servo.table[address : address + size])) if address + size <= TABLE_SIZE else (ERROR_ACCESS, b"")
+            if address + size > TABLE_SIZE:
+                return ERROR_ACCESS, b""
+            return 0, bytes(servo.table[address : address + size])
         if instruction == WRITE:
             return servo.store(int.from_bytes(body[0:2], "little"), body[2:]), b""
         if instruction == REBOOT:
