@@ -155,6 +155,7 @@ class Arm:
         self.health: dict[int, MotorHealth] = {}
         self.notes: list[str] = []
         self._watch = _Watch()
+        self._watchdogs: dict[int, int] = {}
         self._driven_s = 0.0
 
     @property
@@ -274,10 +275,19 @@ class Arm:
         for motor in self.specs:
             if not self.health[motor].torque:
                 self.bus.write(motor, "torque_enable", 1)
-        for motor in self.specs:
-            self.bus.write(motor, "bus_watchdog", max(round(self.config.watchdog_s / WATCHDOG_UNIT_S), 1))
+        self._watchdogs = self._watchdog_settings()
+        for motor, ticks in self._watchdogs.items():
+            self.bus.write(motor, "bus_watchdog", ticks)
         self.torque = True
         self._told()
+
+    def _watchdog_settings(self) -> dict[int, int]:
+        """Each motor's `bus_watchdog`; 0 for one with a homing offset, which stays at its last goal without.
+
+        Firmware is known that runs away when the watchdog of such a motor runs out (DynamixelSDK issue 584).
+        """
+        ticks = max(round(self.config.watchdog_s / WATCHDOG_UNIT_S), 1)
+        return {motor: 0 if self.bus.read(motor, "homing_offset") else ticks for motor in self.specs}
 
     def torque_off(self) -> None:
         """Lets go: the arm falls. Every motor is told, whatever the others answer.
@@ -406,7 +416,7 @@ class Arm:
             return f"{self.label(motor)} has lost its torque; did its power fail? Call /arms/torque to go on"
         if found["bus_watchdog"] == WATCHDOG_TRIPPED:
             self.rearm()
-        elif found["bus_watchdog"] == 0:
+        elif found["bus_watchdog"] == 0 and self._watchdogs.get(motor):
             return f"{self.label(motor)} has forgotten its bus watchdog; did it restart? Call /arms/torque to go on"
         return None
 
@@ -439,5 +449,4 @@ class Arm:
         self.bus.write_all("bus_watchdog", dict.fromkeys(everybody, 0))
         self.bus.write_all("profile_velocity", dict.fromkeys(everybody, VELOCITY_LIMIT))
         self._write_goals()
-        ticks = max(round(self.config.watchdog_s / WATCHDOG_UNIT_S), 1)
-        self.bus.write_all("bus_watchdog", dict.fromkeys(everybody, ticks))
+        self.bus.write_all("bus_watchdog", self._watchdogs)

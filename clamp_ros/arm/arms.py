@@ -1,8 +1,9 @@
 """Both follower arms: a thread a bus, and what they do together. Whatever fails, both hold still.
 
 States: OFF (limp), HOLDING, FOLLOWING (commands), MOVING (home, sleep), FAULT (holding until /arms/torque or
-/arms/reboot mends it). A bus that does not answer for `hold_after_s` holds both arms, and for `fault_after_s` is a fault;
-so is a motor that reports an error or has lost its torque. Torque is never taken away by a fault: a falling arm is worse.
+/arms/reboot mends it). A bus that does not answer for `hold_after_s` holds both arms, and for `fault_after_s` is a
+fault; so is a motor that reports an error or has lost its torque. A fault never takes torque away: a falling arm is
+worse.
 """
 
 from __future__ import annotations
@@ -162,6 +163,17 @@ class Arms:
         """Why, where it is not obvious."""
         return self._reason
 
+    @property
+    def takes_commands(self) -> bool:
+        """Whether a command could be followed now."""
+        return self._state in (State.HOLDING, State.FOLLOWING)
+
+    def slowest_cycle_s(self, name: str) -> float:
+        """The longest that reading and driving an arm took since the last call."""
+        side = self._sides[name]
+        slowest, side.late_s = side.late_s, 0.0
+        return slowest
+
     def arm(self, name: str) -> Arm:
         """One arm, for its counters."""
         return self._sides[name].arm
@@ -236,7 +248,7 @@ class Arms:
         now_s = time.monotonic()
         with self._lock:
             if self._state not in (State.HOLDING, State.FOLLOWING):
-                raise ArmError(f"the arms are {self._state.value} ({self._reason or 'no reason'}): they cannot go {pose}")
+                raise ArmError(f"the arms are {self._state.value} ({self._reason}): they cannot go {pose}")
             start = self._goals()
             end = start.copy()
             end[_IS_ARM] = np.tile(HOME_RAD if pose == "home" else SLEEP_RAD, len(ARMS))

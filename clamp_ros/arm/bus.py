@@ -1,8 +1,8 @@
 """One Dynamixel bus, Protocol 2.0, over the vendor's SDK: every call ends by a deadline, and is counted.
 
 The SDK waits for a reply in a busy loop, for at least 34 ms; the port given to it here sleeps until bytes come, and for
-as long as the bytes need plus `reply_s`. A reply that came too late is drained before the next instruction, since a
-Fast Sync Read's replies do not say which question they answer.
+as long as the bytes need plus `reply_s`. A reply does not say which question it answers: after one that was lost, a
+motor is pinged first, and when it has answered, whatever came late has come before it and is forgotten.
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ class Bus:
         self._packets = Protocol2PacketHandler()
         self._retry_s = retry_s
         self._fast = False
+        self._unsure = False
+        self._turn = 0
 
     def open(self) -> None:
         """Opens the port, again where it was open.
@@ -210,6 +212,11 @@ class Bus:
             motor for motor in self.models
             if all(self._attempt(lambda m=motor: self._ping(m), motor)[1] != COMM_SUCCESS for _ in range(2))
         ]  # fmt: skip
+
+    def _ping_next(self) -> int:
+        """Pings one motor after another, call by call, since one of them may be dead."""
+        self._turn = (self._turn + 1) % len(self.models)
+        return self._ping(list(self.models)[self._turn])[1]
 
     def _ping(self, motor: int) -> tuple[int, int, int]:
         return self._packets.ping(self._port, motor)
@@ -364,7 +371,9 @@ class Bus:
             ArmError: the port is gone.
         """
         try:
-            value, result, error = attempt()
+            if self._unsure:
+                self._unsure = self._ping_next() != COMM_SUCCESS
+            value, result, error = (None, COMM_RX_TIMEOUT, 0) if self._unsure else attempt()
         except (IndexError, TypeError):  # the SDK takes a packet's length on trust
             value, result, error = None, COMM_RX_CORRUPT, 0
             self._port.is_using = False
@@ -373,6 +382,7 @@ class Bus:
             raise ArmError(f"{self.device} is gone: {failure}; check the USB cable and the arm's power") from None
         self.traffic.sent += counts
         if result != COMM_SUCCESS:
+            self._unsure = True
             self.traffic.lost += result == COMM_RX_TIMEOUT
             self.traffic.corrupt += result == COMM_RX_CORRUPT
             if motor is not None:

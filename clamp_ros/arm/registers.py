@@ -43,6 +43,7 @@ _PWM = "0.113 %"
 
 _COMMON: dict[str, Register] = {
     "model_number": Register(0, 2, eeprom=True),
+    "model_information": Register(2, 4, eeprom=True),
     "firmware_version": Register(6, 1, eeprom=True),
     "id": Register(7, 1, eeprom=True),
     "baud_rate": Register(8, 1, eeprom=True),

@@ -254,6 +254,7 @@ class ServoBus:
         tty.setraw(self._slave)
         os.set_blocking(self.master, False)
         self.port = os.ttyname(self._slave)
+        self.busy_until = 0.0
         self._buffer = b""
         self._heard_at = time.monotonic()
 
@@ -447,7 +448,8 @@ class Emulator:
             now = time.monotonic()
             for reply in bus.hear(data, now):
                 self._count += 1
-                heapq.heappush(self._waiting, (now + bus.delay_s, self._count, bus, reply))
+                bus.busy_until = max(now + bus.delay_s, bus.busy_until)  # replies keep their order
+                heapq.heappush(self._waiting, (bus.busy_until, self._count, bus, reply))
         return True
 
     def _send(self, now: float) -> None:
