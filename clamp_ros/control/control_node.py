@@ -28,6 +28,7 @@ from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ContractError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
+    ARMS_STATUS,
     CONTROL_ENABLE,
     CONTROL_ESTOP,
     CONTROL_RESET,
@@ -85,6 +86,7 @@ class ControlNode(Node):
         if not self._enabled:
             self._chunks.clear("disabled; /control/enable begins")
         self._measured: tuple[Any, int] | None = None
+        self._arms_ready = True
         self._due_ns = 0
         self._ticked_s: float | None = None
         self._said = ""
@@ -92,6 +94,7 @@ class ControlNode(Node):
         self._status = advertise(self, CONTROL_STATUS)
         subscribe(self, ACTION_CHUNK, self._on_chunk)
         subscribe(self, JOINT_STATES, self._on_joints)
+        subscribe(self, ARMS_STATUS, self._on_arms)
         serve(self, CONTROL_ENABLE, self._on_enable)
         serve(self, CONTROL_ESTOP, self._on_estop)
         serve(self, CONTROL_RESET, self._on_reset)
@@ -167,6 +170,14 @@ class ControlNode(Node):
             self._measured = joints_from_message(message, "joint state"), stamp_ns
         except ContractError as error:
             self._health.fault("bad_joint_state", str(error))
+
+    def _on_arms(self, message: DiagnosticStatus) -> None:
+        """The robot's arms went home, were limp or in fault: commands begin anew from where they are now."""
+        ready = any(value.key == "state" and value.value in ("holding", "following") for value in message.values)
+        if ready and not self._arms_ready:
+            self._gate.restart()
+            self._void(self._idle_reason())
+        self._arms_ready = ready
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         if not self._enabled or self._gate.stopped:
