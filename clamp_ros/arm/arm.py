@@ -178,11 +178,12 @@ class Arm:
         Raises:
             ArmError: a motor is missing, wrong, or cannot be set up.
         """
-        self.bus.open()
-        self.bus.identify()
-        self._configure()
-        self.read()
-        self.hold_here()
+        with self.bus.patient():
+            self.bus.open()
+            self.bus.identify()
+            self._configure()
+            self.read()
+            self.hold_here()
 
     def _configure(self) -> None:
         """Writes what differs; first the masters, since what is written to them reaches their shadows, too."""
@@ -264,6 +265,10 @@ class Arm:
         Raises:
             ArmError: a motor does not answer, or reports a hardware error.
         """
+        with self.bus.patient():
+            self._torque_on()
+
+    def _torque_on(self) -> None:
         for motor in self.specs:
             self._look_at(motor)
         broken = [f"{self.label(motor)}: {health.error}" for motor, health in self.health.items() if health.error]
@@ -297,12 +302,13 @@ class Arm:
         """
         self.torque = False
         errors = []
-        for name in ("torque_enable", "bus_watchdog"):
-            for motor in self.specs:
-                try:
-                    self.bus.write(motor, name, 0)
-                except ArmError as error:
-                    errors.append(error)
+        with self.bus.patient():
+            for name in ("torque_enable", "bus_watchdog"):
+                for motor in self.specs:
+                    try:
+                        self.bus.write(motor, name, 0)
+                    except ArmError as error:
+                        errors.append(error)
         if errors:
             raise errors[0]
 
@@ -324,11 +330,12 @@ class Arm:
         Raises:
             ArmError: one does not come back, or its error stays.
         """
-        if not self.bus.is_open:
-            self.bus.open()
-        broken = [motor for motor in self.specs if self.bus.read(motor, "hardware_error_status")]
-        for motor in broken:
-            self.bus.reboot(motor)
+        with self.bus.patient():
+            if not self.bus.is_open:
+                self.bus.open()
+            broken = [motor for motor in self.specs if self.bus.read(motor, "hardware_error_status")]
+            for motor in broken:
+                self.bus.reboot(motor)
         deadline = time.monotonic() + _REBOOT_S
         while self.bus.silent() and time.monotonic() < deadline:
             pass

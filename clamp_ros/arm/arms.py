@@ -64,7 +64,7 @@ class ArmsConfig:
         minimum=0.05, maximum=3.2,
     )  # fmt: skip
     hold_after_s: float = param(
-        0.04, "both arms hold when a bus has not answered for this long", unit="s", minimum=0.01, maximum=1.0
+        0.03, "both arms hold when a bus has not answered for this long", unit="s", minimum=0.01, maximum=1.0
     )
     fault_after_s: float = param(
         0.5, "that is a fault, which lasts until it is mended, after this long", unit="s", minimum=0.05, maximum=5.0
@@ -224,11 +224,7 @@ class Arms:
             self._both(Arm.recover, State.HOLDING, "")
         else:
             self._still("letting go")
-            try:
-                self._both(Arm.torque_off, State.OFF, "torque is off")
-            finally:
-                if self._state is not State.FAULT:
-                    self._enter(State.OFF, "torque is off")
+            self._both(Arm.torque_off, State.OFF, "torque is off")
 
     def reboot(self) -> list[str]:
         """Restarts the motors that report a hardware error, then holds; returns which these were.
@@ -308,7 +304,7 @@ class Arms:
     def _fail(self, reason: str) -> None:
         """Both arms hold, until somebody mends it; the first reason stays."""
         with self._lock:
-            if self._state not in (State.FAULT, State.OFF):
+            if self._state is not State.FAULT:
                 self._enter(State.FAULT, reason)
 
     def _both(self, request: Callable[[Arm], Any], then: State, reason: str) -> list[Any]:
@@ -377,8 +373,8 @@ class Arms:
                 self._cycle(name, side)
                 next_s = max(next_s + 1.0 / self._config.rate_hz, time.monotonic() - 1.0 / self._config.rate_hz)
                 self._stop.wait(max(next_s - time.monotonic(), 0.0))
-        except BaseException as error:
-            self._failure = error  # `check` raises it in the node's thread; the motors' watchdogs hold the arms
+        except BaseException as error:  # `check` raises it in the node's thread; the motors' watchdogs hold the arms
+            self._failure = error
             self._stop.set()
         finally:
             while not side.requests.empty():
@@ -404,11 +400,13 @@ class Arms:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(request(side.arm))
+            result = request(side.arm)
         except ArmError as error:
-            future.set_exception(error)
             self._fail(str(error))
-        side.answered_s = time.monotonic()
+            future.set_exception(error)
+        else:
+            side.answered_s = time.monotonic()
+            future.set_result(result)
 
     def _cycle(self, name: str, side: _Side) -> None:
         arm, started_s = side.arm, time.monotonic()

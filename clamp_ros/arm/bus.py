@@ -11,7 +11,8 @@ import os
 import select
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from clamp_ros.contract.errors import ArmError
 
 BAUD = 1_000_000
 _WRITE_S = 0.05
+_LATE_READS = 8
+_PATIENCE_S = 0.2
 _QUIET_S = 0.002
 _DRAIN_S = 0.010
 
@@ -35,6 +38,7 @@ class Port(PortHandler):
     def __init__(self, device: str, reply_s: float) -> None:
         super().__init__(device)
         self._reply_ms = 1e3 * reply_s
+        self._late_reads = 0
 
     def setupPort(self, cflag_baud: int) -> bool:  # noqa: N802, the SDK's name
         """Opens the device."""
@@ -56,6 +60,7 @@ class Port(PortHandler):
 
     def setPacketTimeout(self, packet_length: int) -> None:  # noqa: N802
         """Begins waiting for so many bytes."""
+        self._late_reads = 0
         self.setPacketTimeoutMillis(self.tx_time_per_byte * packet_length + self._reply_ms)
 
     def writePort(self, packet: Sequence[int]) -> int:  # noqa: N802
@@ -71,9 +76,16 @@ class Port(PortHandler):
         return written
 
     def readPort(self, length: int) -> bytes:  # noqa: N802
-        """Up to `length` bytes, as soon as there are any; none once the packet's time is over."""
+        """Up to `length` bytes, as soon as there are any; once the packet's time is over, only what is there already.
+
+        This thread may have been kept from running while the reply came.
+        """
         left_ms = self.packet_timeout - self.getTimeSinceStart()
-        return self._read(length, left_ms / 1e3) if length > 0 and left_ms > 0.0 else b""
+        if left_ms <= 0.0:
+            self._late_reads += 1
+        if length <= 0 or self._late_reads > _LATE_READS:
+            return b""
+        return self._read(length, max(left_ms, 0.0) / 1e3)
 
     def drain(self) -> int:
         """Reads until the line has been quiet for a moment; returns how many bytes there were."""
@@ -178,6 +190,15 @@ class Bus:
                 self._port.closePort()
             except (OSError, termios.error):
                 self._port.is_open = False
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within, instructions are repeated for longer: for setting up, while nothing moves."""
+        retry_s, self._retry_s = self._retry_s, max(self._retry_s, _PATIENCE_S)
+        try:
+            yield
+        finally:
+            self._retry_s = retry_s
 
     @property
     def is_open(self) -> bool:

@@ -102,10 +102,10 @@ def test_a_spoilt_reply_is_repeated_and_counted(servos, bus, fault, counter):
 def test_it_gives_up_at_its_deadline(servos, bus, fault):
     bus.identify()
     setattr(servos, fault, 10_000)
-    tries = servos.instructions.get(FAST_SYNC_READ, 0)
+    before = sum(servos.instructions.values())
     with pytest.raises(ArmError, match="reading the motors failed for 150 ms"):
         bus.read_states()
-    assert servos.instructions[FAST_SYNC_READ] - tries >= (1 if fault == "drop" else 2)
+    assert sum(servos.instructions.values()) >= before + 2
     with pytest.raises(ArmError, match="reading present_temperature of motor 4 failed"):
         bus.read(4, "present_temperature")
 
@@ -132,7 +132,7 @@ def test_a_wrong_model_is_named(servos, bus):
 def test_a_duplicate_id_is_named(servos, bus, collide):
     servos.servos.append(Servo(6, XM540_W270.number, Joint()))
     servos.collide = collide
-    with pytest.raises(ArmError, match="motor 6 .*share the id"):
+    with pytest.raises(ArmError, match=r"motor 6 .*share the id"):
         bus.identify()
 
 
@@ -158,7 +158,7 @@ def test_a_refusal_says_why(servos, bus):
     with pytest.raises(ArmError, match="writing 5000 to goal_position of motor 1 was refused: The data value exceeds"):
         bus.write(1, "goal_position", 5000)
     bus.write(1, "torque_enable", 1)
-    with pytest.raises(ArmError, match="drive_mode of motor 1 was refused: .*not available"):
+    with pytest.raises(ArmError, match=r"drive_mode of motor 1 was refused: .*not available"):
         bus.write(1, "drive_mode", 1)
 
 
