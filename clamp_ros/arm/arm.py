@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, JOINTS, VELOCITY_LIMIT, MotorSpec, eeprom_settings
 from clamp_ros.arm.bus import Bus
 from clamp_ros.arm.registers import WATCHDOG_TRIPPED, WATCHDOG_UNIT_S, hardware_errors
-from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, VOLT_PER_UNIT, ArmUnits, gripper_map
+from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, VOLT_PER_UNIT, ArmUnits, gripper_map, rad_from_ticks
 from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import JOINTS_PER_ARM, LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
@@ -130,6 +130,8 @@ class Arm:
         name: left or right.
         bus: its bus.
         goal: (7,) where the motors are told to be, in the contract's units; None before the first reading.
+        measured: (7,) where they last were; None before the first reading.
+        gripper_rad: the angle of the gripper's motor, before its map.
         torque: whether they are to hold.
         health: motor id to what it last said.
         notes: what was changed in the motors' memory since the start, in words.
@@ -150,6 +152,7 @@ class Arm:
             motor: AMPERE_PER_UNIT * spec.model.torque_nm_per_a for motor, spec in self.specs.items()
         }
         self.goal: NDArray[np.float64] | None = None
+        self.gripper_rad = 0.0
         self.measured: NDArray[np.float64] | None = None
         self.torque = False
         self.health: dict[int, MotorHealth] = {}
@@ -357,6 +360,7 @@ class Arm:
         for motor, state in states.items():
             torques[self.specs[motor].joint] += state.effort * self._torque_factors[motor]
         self._watch.urgent += [m for m, state in states.items() if state.alert and m not in self._watch.urgent]
+        self.gripper_rad = rad_from_ticks(masters[GRIPPER].position)
         self.measured = self.units.positions([state.position for state in masters])
         return ArmSample(
             self.measured, self.units.velocities([state.velocity for state in masters]), self.units.efforts(torques)

@@ -35,7 +35,7 @@ from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
 from clamp_ros.ros.tf import TfBroadcaster
 from clamp_ros.ros.worker import NewestWorker
 
@@ -73,6 +73,11 @@ class ArmNode(Node):
         self._told: set[str] = set()
         self._warn_of_latency()
         self._arms.start()
+
+    @property
+    def realtime_priority(self) -> int:
+        """The parameter."""
+        return self._config.realtime_priority
 
     # The arms' threads.
 
@@ -156,6 +161,7 @@ class ArmNode(Node):
                 ("watchdog_trips", arm.watchdog_trips), ("slowest_cycle_ms", 1e3 * self._arms.slowest_cycle_s(name)),
             ):  # fmt: skip
                 self._health.gauge(f"{name}.{key}", value)
+            self._health.gauge(f"{name}.gripper.angle_rad", arm.gripper_rad)
             for motor, health in list(arm.health.items()):
                 prefix = f"{name}.{arm.specs[motor].name}"
                 self._health.gauge(f"{prefix}.temperature_c", health.temperature)
@@ -192,9 +198,15 @@ class ArmNode(Node):
         self._publisher.close()
 
 
+def _make() -> ArmNode:
+    node = ArmNode()
+    prepare_realtime(node, node.realtime_priority)
+    return node
+
+
 def main() -> int:
     """Entry point of the executable `arm_node`."""
-    return run_node(ArmNode)
+    return run_node(_make)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,9 @@ class ArmsConfig:
     speed_rad_s: float = param(
         0.7, "top speed of the motions home and sleep", unit="rad/s", minimum=0.05, maximum=2.0
     )
+    realtime_priority: int = param(
+        25, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
+    )
     hot_c: int = param(65, "a motor hotter than this is warned of; at 80 it lets go", unit="C", minimum=30, maximum=80)
 
     def __post_init__(self) -> None:
@@ -388,9 +391,16 @@ class Arms:
             if not self._config.torque_at_start:
                 self._enter(State.OFF, "torque is off; /arms/torque holds the arms")
                 return
-            self._enter(State.HOLDING, "")
-            for side in self._sides.values():
-                side.requests.put((Arm.torque_on, Future()))
+            futures: list[Future[Any]] = [Future() for _ in self._sides]
+
+            def holding(_: Future[Any]) -> None:
+                with self._lock:
+                    if self._state is State.STARTING and all(f.done() and f.exception() is None for f in futures):
+                        self._enter(State.HOLDING, "")
+
+            for side, future in zip(self._sides.values(), futures, strict=True):
+                future.add_done_callback(holding)
+                side.requests.put((Arm.torque_on, future))
 
     def _serve(self, side: _Side) -> None:
         try:

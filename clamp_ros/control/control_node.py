@@ -7,13 +7,10 @@ why. It runs on ROS time, so with use_sim_time it follows /clock.
 
 from __future__ import annotations
 
-import gc
-import os
 import re
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -43,7 +40,7 @@ from clamp_ros.control.ticks import TickGrid
 from clamp_ros.ros.convert import chunk_from_message, joint_state_message, joints_from_message
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
 
 _LEVELS = {
     State.IDLE: DiagnosticStatus.WARN,
@@ -108,19 +105,8 @@ class ControlNode(Node):
         self._jump.unregister()
 
     def prepare_realtime(self) -> None:
-        """Raises this process's priority where it may, and keeps the garbage collector from what is there already.
-
-        All threads are raised: the loop waits for locks that the middleware's threads hold while they are starved.
-        """
-        gc.collect()
-        gc.freeze()
-        if self._config.realtime_priority:
-            scheduling = os.sched_param(self._config.realtime_priority)
-            try:
-                for thread in Path("/proc/self/task").iterdir():
-                    os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, scheduling)
-            except PermissionError:
-                self.get_logger().info("no right to real-time priority; under load commands may jitter more")
+        """Raises this process's priority where it may, and keeps the garbage collector from what is there already."""
+        prepare_realtime(self, self._config.realtime_priority)
 
     def _tick(self) -> None:
         now_ns = self.get_clock().now().nanoseconds

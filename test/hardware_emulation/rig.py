@@ -48,7 +48,7 @@ class Cell:
         """Until both arms hold, with torque."""
         self.arms.start()
         wait(lambda: self._lives() and self.samples and self.arms.state is State.HOLDING, "the arms")
-        wait(lambda: self.torque() == {1}, "torque")
+        assert self.torque() == {1}
 
     def _lives(self) -> bool:
         self.arms.check()
