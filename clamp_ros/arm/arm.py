@@ -119,7 +119,6 @@ class _Watch:
 
     turn: int = 0
     urgent: list[int] = field(default_factory=list)
-    told_s: float = 0.0
     trips: int = 0
 
 
@@ -287,7 +286,6 @@ class Arm:
         for motor, ticks in self._watchdogs.items():
             self.bus.write(motor, "bus_watchdog", ticks)
         self.torque = True
-        self._told()
 
     def _watchdog_settings(self) -> dict[int, int]:
         """Each motor's `bus_watchdog`; 0 for one with a homing offset, which stays at its last goal without.
@@ -354,7 +352,6 @@ class Arm:
             ArmError: not every motor answered within the deadline.
         """
         states = self.bus.read_states()
-        self._told()
         masters = [states[motor] for motor in self._masters]
         torques = np.zeros(JOINTS_PER_ARM)
         for motor, state in states.items():
@@ -433,19 +430,15 @@ class Arm:
 
     def _look_at(self, motor: int) -> dict[str, int]:
         found = self.bus.read_many(motor, _MONITORED)
-        self._told()
         self.health[motor] = MotorHealth(
             bool(found["torque_enable"]), hardware_errors(found["hardware_error_status"]),
             found["present_input_voltage"] * VOLT_PER_UNIT, found["present_temperature"],
         )  # fmt: skip
         return found
 
-    def _told(self) -> None:
-        self._watch.told_s = time.monotonic()
-
     def stalled(self) -> bool:
         """Whether the motors have heard nothing for so long that their watchdogs have run out, or soon will."""
-        return self.torque and time.monotonic() - self._watch.told_s > 0.8 * self.config.watchdog_s
+        return self.torque and time.monotonic() - self.bus.sent_s > 0.8 * self.config.watchdog_s
 
     def rearm(self) -> None:
         """Winds the watchdogs up again after they ran out, and holds the arm where it came to stand.

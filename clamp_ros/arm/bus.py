@@ -150,6 +150,7 @@ class Bus:
         device: path of the serial port.
         models: id to model, in the order in which they are read.
         traffic: counters.
+        sent_s: when the motors were last spoken to, by `time.monotonic`.
     """
 
     def __init__(self, device: str, models: Mapping[int, Model], *, reply_s: float, retry_s: float) -> None:
@@ -164,6 +165,7 @@ class Bus:
         self.device = device
         self.models = dict(models)
         self.traffic = Traffic()
+        self.sent_s = 0.0
         self._port = Port(device, reply_s)
         self._packets = Protocol2PacketHandler()
         self._retry_s = retry_s
@@ -392,6 +394,7 @@ class Bus:
             ArmError: the port is gone.
         """
         try:
+            self.sent_s = time.monotonic()
             if self._unsure:
                 self._unsure = self._ping_next() != COMM_SUCCESS
             value, result, error = (None, COMM_RX_TIMEOUT, 0) if self._unsure else attempt()

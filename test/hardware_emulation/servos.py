@@ -11,6 +11,7 @@ Sources: ROBOTIS e-Manual, "DYNAMIXEL Protocol 2.0" and the control tables of th
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import os
@@ -480,6 +481,8 @@ def follower(shafts: Sequence[float] | None = None, specs: Sequence[MotorSpec] =
 
 def main() -> None:
     """Serves one arm a path given, which becomes a link to its port."""
+    with contextlib.suppress(PermissionError):  # servos do not wait for the computer's other work
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(40))
     paths = [Path(path) for path in sys.argv[1:]]
     buses = [follower() for _ in paths]
     for path, bus in zip(paths, buses, strict=True):
