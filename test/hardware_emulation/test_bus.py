@@ -138,7 +138,7 @@ def test_a_duplicate_id_is_named(servos, bus, collide):
 
 def test_a_late_reply_does_not_answer_the_next_question(servos, bus):
     bus.identify()
-    servos.delay_s = 0.055  # just too late, and still on its way when the question is repeated
+    servos.delay_s = 0.12  # too late, and still on its way when the question is repeated
     with pytest.raises(ArmError):
         bus.read_states()
     servos.delay_s = 0.0
