@@ -277,7 +277,7 @@ class Arm:
         if broken:
             raise ArmError(f"hardware error of {'; '.join(broken)}; let it cool, free the arm, then call /arms/reboot")
         self.read()
-        self.hold_here()
+        self._hold_with_grip()
         self._write_goals()
         for motor in self.specs:
             if not self.health[motor].torque:
@@ -286,6 +286,13 @@ class Arm:
         for motor, ticks in self._watchdogs.items():
             self.bus.write(motor, "bus_watchdog", ticks)
         self.torque = True
+
+    def _hold_with_grip(self) -> None:
+        """Makes the measured pose the goal; a gripper that is under torque goes on squeezing as it does."""
+        self.hold_here()
+        gripper = self._ids["gripper"]
+        if self.goal is not None and self.health[gripper].torque:
+            self.goal[GRIPPER] = self.units.gripper.to_metres(rad_from_ticks(self.bus.read(gripper, "goal_position")))
 
     def _watchdog_settings(self) -> dict[int, int]:
         """Each motor's `bus_watchdog`; 0 for one with a homing offset, which stays at its last goal without.
@@ -401,7 +408,7 @@ class Arm:
             motor: min(max(ticks, self.specs[motor].min_ticks), self.specs[motor].max_ticks) for motor, ticks in goals
         })  # fmt: skip
 
-    def watch(self, now_s: float) -> str | None:
+    def watch(self) -> str | None:
         """Looks at one motor, the next in turn or one that raised its hand; returns what is wrong, in words.
 
         Raises:

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from clamp_ros.arm.aloha2 import HOME_RAD, SLEEP_RAD
 from clamp_ros.arm.arm import Arm, ArmSample, MotorConfig, SideConfig
 from clamp_ros.arm.motion import Motion
 from clamp_ros.contract.config import check, param
-from clamp_ros.contract.errors import ArmError
+from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import (
     ARM_SLICES,
     ARMS,
@@ -79,6 +79,11 @@ class ArmsConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        for name, limit_s in (("hold_after_s", self.hold_after_s), ("motors.watchdog_s", self.motors.watchdog_s)):
+            if limit_s * self.rate_hz < 2.0:
+                raise ConfigError(f"{name} is {limit_s}, expected two periods of {self.rate_hz} Hz at least")
+        if self.fault_after_s < self.hold_after_s:
+            raise ConfigError(f"fault_after_s is {self.fault_after_s}, expected hold_after_s or more")
 
 
 class State(Enum):
@@ -115,11 +120,7 @@ class _Side:
 
 
 class Arms:
-    """Runs both arms. Every method may be called from any thread, but `torque`, `reboot` and `move` by one at a time.
-
-    Attributes:
-        refused: commands that were not taken.
-    """
+    """Runs both arms. Any thread may call its methods, but `torque`, `reboot` and `move` only one at a time."""
 
     def __init__(
         self,
@@ -317,22 +318,17 @@ class Arms:
         for side in self._sides.values():
             futures.append(Future())
             side.requests.put((request, futures[-1]))
-        deadline = time.monotonic() + _REQUEST_S
-        results, errors = [], []
-        for future in futures:
-            try:
-                results.append(future.result(max(deadline - time.monotonic(), 0.0)))
-            except TimeoutError:
-                future.cancel()
-                errors.append(ArmError(f"an arm has not done it in {_REQUEST_S:g} s"))
-            except ArmError as error:
-                errors.append(error)
+        _, late = wait(futures, _REQUEST_S)
+        for future in late:
+            future.cancel()
+        errors: list[BaseException] = [ArmError(f"an arm has not done it in {_REQUEST_S:g} s")] if late else []
+        errors += [error for future in futures if future not in late and (error := future.exception()) is not None]
         if errors:
             message = "; ".join(map(str, errors))
             self._enter(State.FAULT, message)
             raise ArmError(message)
         self._enter(then, reason)
-        return results
+        return [future.result() for future in futures]
 
     def _silent_side(self, now_s: float) -> str | None:
         """The arm whose bus has not answered for too long."""
@@ -431,7 +427,7 @@ class Arms:
                 side.release = False
                 arm.hold_here(keep_grip=True)
             arm.drive(self._wanted(name, side.answered_s), side.answered_s)
-            if (problem := arm.watch(side.answered_s)) is not None:
+            if (problem := arm.watch()) is not None:
                 self._fail(problem)
         except ArmError as error:
             self._unanswered(side, error)

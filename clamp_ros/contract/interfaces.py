@@ -102,7 +102,7 @@ TASK_STATE = Topic("/sim/task_state", "std_msgs/msg/String", Qos.STATE, 10.0, ""
 
 TOPICS: tuple[Topic, ...] = (
     JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, VIEWS, CLOUD, TF, TF_STATIC, CLOCK, DIAGNOSTICS, CONTROL_STATUS,
-    ARMS_STATUS, TASK_STATE,
+    TASK_STATE,
     *(
         row
         for camera in CAMERAS
@@ -114,6 +114,7 @@ TOPICS: tuple[Topic, ...] = (
                   "intrinsics of color and aligned depth, same stamp"),
         )
     ),
+    ARMS_STATUS,
 )
 
 _BY_NAME = {row.name: row for row in TOPICS}

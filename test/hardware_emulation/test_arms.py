@@ -8,9 +8,9 @@ from hardware_emulation.rig import Cell, cell, wait
 from hardware_emulation.servos import SYNC_WRITE, ServoBus
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, HOME_RAD, SLEEP_RAD, eeprom_settings
-from clamp_ros.arm.arms import State
+from clamp_ros.arm.arms import ArmsConfig, State
 from clamp_ros.arm.registers import XM430_W350
-from clamp_ros.contract.errors import ArmError
+from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import ARM_SLICES, GRIPPER_CLOSED_M, JOINT_NAMES, UPPER_LIMITS, VELOCITY_LIMITS
 
 ARM = np.array([name.split("/")[1] != "gripper" for name in JOINT_NAMES])
@@ -106,6 +106,32 @@ def test_the_gripper_closes_to_where_its_pads_touch_and_pushes_with_what_it_may(
         units = rig.arms.arm("left").units
         limit_nm = 250 * 2.69e-3 * XM430_W350.torque_nm_per_a
         assert rig.samples[-1].efforts[6] == pytest.approx(-limit_nm / units.metres_per_rad, rel=1e-6)
+
+
+def test_a_gripper_goes_on_squeezing_when_the_arms_are_told_to_hold():
+    with cell() as rig:
+        rig.start()
+        with rig.left.lock:
+            rig.left[9].joint.stops = (600.0, 4000.0)  # something is between the fingers
+        target = rig.fresh().positions.copy()
+        target[6] = 0.002
+
+        def squeezing() -> bool:
+            assert rig.arms.submit(target) is None
+            return rig.left.values("goal_position")[9] == 2320  # 0.62 - 1.00 * 0.0059 / 0.0291 rad: beyond touching
+
+        wait(squeezing, "the grip")
+        goal = rig.left.values("goal_position")[9]
+        rig.arms.torque(True)
+        wait(lambda n=rig.left.instructions[SYNC_WRITE]: rig.left.instructions[SYNC_WRITE] > n + 3, "a few cycles")
+        assert abs(rig.left.values("goal_position")[9] - goal) <= 1
+
+
+def test_contradicting_deadlines_are_refused():
+    with pytest.raises(ConfigError, match=r"hold_after_s is 0.03, expected two periods of 50 Hz"):
+        ArmsConfig(rate_hz=50)
+    with pytest.raises(ConfigError, match=r"fault_after_s is 0.1, expected hold_after_s or more"):
+        ArmsConfig(hold_after_s=0.2, fault_after_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +346,7 @@ def test_sleep_at_exit_is_not_for_arms_in_fault():
 def test_a_defect_in_one_arms_thread_ends_both_and_the_motors_hold():
     with cell(motors={"watchdog_s": 0.2}) as rig:
         rig.start()
-        rig.arms.arm("left").watch = lambda now_s: [][1]
+        rig.arms.arm("left").watch = lambda: [][1]
         with pytest.raises(IndexError):
             wait(lambda: rig.arms.check(), "the defect")
         for bus in (rig.left, rig.right):
