@@ -297,7 +297,7 @@ class Arm:
     def _watchdog_settings(self) -> dict[int, int]:
         """Each motor's `bus_watchdog`; 0 for one with a homing offset, which stays at its last goal without.
 
-        Firmware is known that runs away when the watchdog of such a motor runs out (DynamixelSDK issue 584).
+        Firmware is known that runs away when the watchdog of such a motor runs out (ROBOTIS-GIT/DynamixelSDK#584).
         """
         ticks = max(round(self.config.watchdog_s / WATCHDOG_UNIT_S), 1)
         return {motor: 0 if self.bus.read(motor, "homing_offset") else ticks for motor in self.specs}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamp_ros.arm.arm import MotorConfig, SideConfig
+from clamp_ros.arm.arms import ArmsConfig
 from clamp_ros.arm.motion import Motion
 from clamp_ros.arm.units import RAD_PER_TICK, RAD_S_PER_UNIT, ArmUnits, gripper_map, rad_from_ticks, ticks_from_rad
 from clamp_ros.contract.errors import ConfigError, ContractError
-from clamp_ros.contract.robot import GRIPPER_CLOSED_M, LOWER_LIMITS, UPPER_LIMITS
+from clamp_ros.contract.robot import ARMS, GRIPPER_CLOSED_M, LOWER_LIMITS, UPPER_LIMITS
 
 angles = st.floats(-math.pi, math.pi)
 signs = st.tuples(*[st.sampled_from((-1, 1))] * 6)
@@ -108,3 +111,12 @@ def test_a_motion_is_smooth_and_keeps_its_speed(start, end, speed):
     assert speeds[0].max() <= 0.01 * speed and speeds[-1].max() <= 0.01 * speed
     low, high = np.minimum(start, end), np.maximum(start, end)
     assert (path >= low - 1e-9).all() and (path <= high + 1e-9).all()
+
+
+def test_the_udev_rules_name_the_default_ports_and_set_the_latency():
+    rules = (Path(__file__).parents[2] / "config/99-aloha.rules").read_text()
+    names = set(re.findall(r'SYMLINK\+="(\w+)"', rules))
+    assert names == {f"ttyDXL_{role}_{arm}" for role in ("leader", "follower") for arm in ARMS}
+    config = ArmsConfig()
+    assert {Path(side.port).name for side in (config.left, config.right)} <= names
+    assert 'ATTR{device/latency_timer}="1"' in rules
