@@ -33,6 +33,10 @@ class FutureExtrapolationError(TransformError):
     """The time asked for is newer than the newest transform."""
 
 
+class ArmError(ClampError):
+    """An arm's bus or one of its motors does not answer, is not the one expected, or reports a fault."""
+
+
 class RecordError(ClampError):
     """A bag cannot be written or read, or fails its audit."""
 

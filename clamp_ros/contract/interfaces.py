@@ -94,7 +94,7 @@ def object_frame(name: str) -> str:
 
 
 JOINT_STATES = Topic("/joint_states", "sensor_msgs/msg/JointState", Qos.STATE, CONTROL_RATE_HZ, "",
-                     "measured joint positions and velocities, rad and m; 14 names of contract.robot")
+                     "measured positions, velocities (rad, m) and, on the robot, efforts (N m, N); 14 names of contract.robot")
 JOINT_COMMANDS = Topic("/joint_commands", "sensor_msgs/msg/JointState", Qos.COMMAND, CONTROL_RATE_HZ, "",
                        "absolute joint targets that passed the safety gate; the stamp is when they are due")
 ACTION_CHUNK = Topic("/policy/action_chunk", "trajectory_msgs/msg/JointTrajectory", Qos.COMMAND, None, "",
@@ -112,6 +112,8 @@ DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", Qos.S
                     "each node's health: latencies, counts of dropped, late and refused messages")
 CONTROL_STATUS = Topic("/control/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
                        "what the control loop does: idle, running, holding (and why), stopped")
+ARMS_STATUS = Topic("/arms/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
+                    "what the real arms do: starting, off, holding (and why), following, moving, fault; robot only")
 TASK_STATE = Topic("/sim/task_state", "std_msgs/msg/String", Qos.STATE, 10.0, "",
                    "JSON: task, seed, time_s, success, progress (int), text (privileged); simulation only")
 
@@ -135,6 +137,7 @@ TOPICS: tuple[Topic, ...] = (
                   "depth as PNG; hardware only, where `compressed` is set, while somebody subscribes"),
         )
     ),
+    ARMS_STATUS,
 )
 
 _BY_NAME = {row.name: row for row in TOPICS}
@@ -155,6 +158,12 @@ POLICY_ENABLE = Service("/policy/enable", "std_srvs/srv/SetBool", "start or stop
 CONTROL_ENABLE = Service("/control/enable", "std_srvs/srv/SetBool", "start or stop executing chunks; stopped means hold")
 CONTROL_ESTOP = Service("/control/estop", "std_srvs/srv/Trigger", "latched emergency stop: hold until reset")
 CONTROL_RESET = Service("/control/reset", "std_srvs/srv/Trigger", "leave the emergency stop; chunks from before are void")
+ARMS_TORQUE = Service("/arms/torque", "std_srvs/srv/SetBool",
+                      "true: hold both arms where they stand, and leave a fault; false: let go, and they fall")
+ARMS_REBOOT = Service("/arms/reboot", "std_srvs/srv/Trigger",
+                      "restart the motors that report a hardware error, limp for a moment, then hold")
+ARMS_HOME = Service("/arms/home", "std_srvs/srv/Trigger", "both arms to the pose that tasks begin from, smoothly")
+ARMS_SLEEP = Service("/arms/sleep", "std_srvs/srv/Trigger", "both arms onto their cradles, smoothly; torque stays on")
 SIM_RESET = Service("/sim/reset", "std_srvs/srv/Trigger",
                     "new episode from the node's parameter `seed`; the answer's message is JSON with the seed used")
 SIM_PAUSE = Service("/sim/pause", "std_srvs/srv/SetBool", "stop or resume simulated time")
@@ -164,6 +173,7 @@ RECORD_STOP = Service("/record/stop", "std_srvs/srv/SetBool", "end the episode; 
 RECORD_DISCARD = Service("/record/discard", "std_srvs/srv/Trigger", "end the episode and move its bag to discarded/")
 
 SERVICES: tuple[Service, ...] = (
-    POLICY_ENABLE, CONTROL_ENABLE, CONTROL_ESTOP, CONTROL_RESET, SIM_RESET, SIM_PAUSE, SIM_STEP,
+    POLICY_ENABLE, CONTROL_ENABLE, CONTROL_ESTOP, CONTROL_RESET, ARMS_TORQUE, ARMS_REBOOT, ARMS_HOME,
+    ARMS_SLEEP, SIM_RESET, SIM_PAUSE, SIM_STEP,
     RECORD_START, RECORD_STOP, RECORD_DISCARD,
 )

@@ -7,13 +7,10 @@ why. It runs on ROS time, so with use_sim_time it follows /clock.
 
 from __future__ import annotations
 
-import gc
-import os
 import re
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -28,6 +25,7 @@ from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ContractError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
+    ARMS_STATUS,
     CONTROL_ENABLE,
     CONTROL_ESTOP,
     CONTROL_RESET,
@@ -42,7 +40,7 @@ from clamp_ros.control.ticks import TickGrid
 from clamp_ros.ros.convert import chunk_from_message, joint_state_message, joints_from_message
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
 
 _LEVELS = {
     State.IDLE: DiagnosticStatus.WARN,
@@ -85,6 +83,7 @@ class ControlNode(Node):
         if not self._enabled:
             self._chunks.clear("disabled; /control/enable begins")
         self._measured: tuple[Any, int] | None = None
+        self._arms_ready = True
         self._due_ns = 0
         self._ticked_s: float | None = None
         self._said = ""
@@ -92,6 +91,7 @@ class ControlNode(Node):
         self._status = advertise(self, CONTROL_STATUS)
         subscribe(self, ACTION_CHUNK, self._on_chunk)
         subscribe(self, JOINT_STATES, self._on_joints)
+        subscribe(self, ARMS_STATUS, self._on_arms)
         serve(self, CONTROL_ENABLE, self._on_enable)
         serve(self, CONTROL_ESTOP, self._on_estop)
         serve(self, CONTROL_RESET, self._on_reset)
@@ -105,19 +105,8 @@ class ControlNode(Node):
         self._jump.unregister()
 
     def prepare_realtime(self) -> None:
-        """Raises this process's priority where it may, and keeps the garbage collector from what is there already.
-
-        All threads are raised: the loop waits for locks that the middleware's threads hold while they are starved.
-        """
-        gc.collect()
-        gc.freeze()
-        if self._config.realtime_priority:
-            scheduling = os.sched_param(self._config.realtime_priority)
-            try:
-                for thread in Path("/proc/self/task").iterdir():
-                    os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, scheduling)
-            except PermissionError:
-                self.get_logger().info("no right to real-time priority; under load commands may jitter more")
+        """Raises this process's priority where it may, and keeps the garbage collector from what is there already."""
+        prepare_realtime(self, self._config.realtime_priority)
 
     def _tick(self) -> None:
         now_ns = self.get_clock().now().nanoseconds
@@ -167,6 +156,14 @@ class ControlNode(Node):
             self._measured = joints_from_message(message, "joint state"), stamp_ns
         except ContractError as error:
             self._health.fault("bad_joint_state", str(error))
+
+    def _on_arms(self, message: DiagnosticStatus) -> None:
+        """The robot's arms went home, were limp or in fault: commands begin anew from where they are now."""
+        ready = any(value.key == "state" and value.value in ("holding", "following") for value in message.values)
+        if ready and not self._arms_ready:
+            self._gate.restart()
+            self._void(self._idle_reason())
+        self._arms_ready = ready
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         if not self._enabled or self._gate.stopped:

@@ -162,12 +162,16 @@ def pinhole_from_camera_info(message: CameraInfo, what: str = "camera_info") -> 
         raise ContractError(f"{what}: {error}") from None
 
 
-def joint_state_message(positions: ArrayLike, stamp: int, velocities: ArrayLike | None = None) -> JointState:
-    """A JointState of the 14 joints in contract order, radians and metres (and per second)."""
+def joint_state_message(
+    positions: ArrayLike, stamp: int, velocities: ArrayLike | None = None, efforts: ArrayLike | None = None
+) -> JointState:
+    """A JointState of the 14 joints in contract order: radians and metres, per second, newton metres and newtons."""
     message = JointState(header=header_message(stamp, ""), name=list(JOINT_NAMES))
     message.position = joint_vector(positions, "joint positions").tolist()
     if velocities is not None:
         message.velocity = joint_vector(velocities, "joint velocities").tolist()
+    if efforts is not None:
+        message.effort = joint_vector(efforts, "joint efforts").tolist()
     return message
 
 

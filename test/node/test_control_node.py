@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
@@ -16,6 +16,7 @@ from trajectory_msgs.msg import JointTrajectory
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
+    ARMS_STATUS,
     CLOCK,
     CONTROL_ENABLE,
     CONTROL_ESTOP,
@@ -305,3 +306,21 @@ def test_bad_parameters_are_refused(ros) -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             ControlNode(parameter_overrides=[Parameter(name, value=value)])
+
+
+def test_after_the_arms_went_by_themselves_commands_begin_from_where_they_are(ros):
+    cell = Cell(ros)
+    cell.measure()
+    cell.advance()
+    arms = advertise(cell.node, ARMS_STATUS)
+    ros.spin_until(arms.get_subscription_count, what="discovery")
+    moved = REST_POSE + 0.001
+    moved[0] += 1.0
+    cell.measure(moved)
+    cell.now += 1
+    cell.measure(moved)
+    assert cell.advance(measure=False) == pytest.approx(REST_POSE), "until then it is the command before"
+    for state, ready in (("moving", False), ("holding", True)):
+        arms.publish(DiagnosticStatus(values=[KeyValue(key="state", value=state)]))
+        ros.spin_until(lambda r=ready: cell.control._arms_ready is r, what=state)
+    assert cell.advance(measure=False) == pytest.approx(moved)

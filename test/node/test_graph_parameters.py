@@ -18,6 +18,7 @@ from clamp_ros.ros import params
 from clamp_ros.share import share_folder
 
 MODULES = {
+    "arm_node": "clamp_ros.arm.arm_node",
     "mujoco_node": "clamp_ros.sim.mujoco_node",
     "fusion_node": "clamp_ros.fusion.fusion_node",
     "policy_node": "clamp_ros.policy.policy_node",
@@ -47,7 +48,7 @@ def _nodes(tmp_path: Path, **given: str) -> tuple[graph.Node, ...]:
     return graph.aloha_policy({"sim": "true", "policy": str(tmp_path / "policy"), "record": "true", **given})
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"arm_node"}))
 def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name):
     node = next(node for node in _nodes(tmp_path, seed="5") if node.name == name)
     assert node.module == MODULES[name]
@@ -58,7 +59,7 @@ def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name):
             assert (list(declared) if isinstance(declared, tuple) else declared) == value
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem.startswith("sim_")], ids=lambda path: path.stem)
 def test_a_parameter_file_of_the_repository_is_taken_by_its_nodes(ros, tmp_path, path):
     nodes = {node.name: node for node in _nodes(tmp_path, config=str(path))}
     for name, section in graph.load_parameter_file(path).items():
@@ -67,8 +68,21 @@ def test_a_parameter_file_of_the_repository_is_taken_by_its_nodes(ros, tmp_path,
             assert getattr(config, parameter) == value, "a file lies over the graph's values"
 
 
+def test_the_arms_parameter_file_is_taken_by_their_node(ros):
+    path = share_folder() / "config/arms.yaml"
+    node = graph.Node("arm_node", MODULES["arm_node"], files=(path,))
+    config = _declare(ros, "arm_node", up.command(node)[3:])
+    sections = graph.load_parameter_file(path)
+    assert list(sections) == ["arm_node"]
+    for side, parameters in sections["arm_node"]["ros__parameters"].items():
+        for parameter, value in parameters.items():
+            declared = getattr(getattr(config, side), parameter)
+            assert (list(declared) if isinstance(declared, tuple) else declared) == value
+        assert getattr(config, side).units(), "the gripper's angles make a map"
+
+
 def test_there_are_parameter_files_to_test():
-    assert {path.stem for path in CONFIGS} >= {"sim_d435", "sim_delays"}
+    assert {path.stem for path in CONFIGS} >= {"arms", "sim_d435", "sim_delays"}
 
 
 def test_an_unknown_key_of_a_parameter_file_fails_at_start_with_the_nearest_name(ros, tmp_path):
