@@ -26,6 +26,9 @@ RESTART_DELAY_S = 1.0
 EXIT_CONFIGURATION = 2
 """A node's exit code for a fault that the user must mend (`ros.run.EXIT_USER_ERROR`): a restart would not help."""
 
+FREE_RUNNING_S = 0.034
+"""How far apart the images of one set may lie on the robot, whose cameras run free: a period at 30 Hz."""
+
 _SWITCH = ("true", "false")
 
 
@@ -72,7 +75,7 @@ class Node:
 
 
 ARGUMENTS = (
-    Argument("sim", "false", "simulate the robot and its cameras with MuJoCo; false is for the hardware", _SWITCH),
+    Argument("sim", "false", "simulate the robot and its cameras with MuJoCo; false drives the hardware", _SWITCH),
     Argument("task", "mug_on_plate_easy", "what is laid out in the simulation", ("mug_on_plate", "mug_on_plate_easy")),
     Argument("policy", "", "folder of the policy artifact, or the name of one that comes with the package; "
                            "empty takes the one named after the task"),
@@ -80,9 +83,13 @@ ARGUMENTS = (
     Argument("seed", "0", "layout of the first episode in the simulation; /sim/reset starts further ones"),
     Argument("robot_model", "", "MuJoCo Menagerie `aloha` folder to take the simulated robot from; empty: built in"),
     Argument("control", "open_loop", "how chunks become commands", ("open_loop", "temporal_ensemble")),
-    Argument("enabled", "true", "let the policy act as soon as all is up; false waits for /policy/enable", _SWITCH),
+    Argument("enabled", "auto", "let the policy act as soon as all is up; false waits for /policy/enable; auto does so "
+                                "on the robot only", ("auto", *_SWITCH)),
     Argument("record", "false", "run the recorder, which waits for /record/start", _SWITCH),
     Argument("record_to", "data/episodes", "folder for the recorder's bags"),
+    Argument("camera_config", "cameras", "the robot's cameras: a ROS parameter file, or the name of one in "
+                                         "share/clamp_ros/config; sim:=false"),
+    Argument("arm_config", "arms", "the robot's arms: a file as for camera_config; sim:=false"),
     Argument("config", "", "ROS parameter file laid over everything here, keyed by node name; a path, or the name of "
                            "one in share/clamp_ros/config"),
 )
@@ -116,37 +123,26 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
         given: launch arguments by name; those absent have their defaults.
 
     Raises:
-        ConfigError: an argument is unknown or impossible, or asks for what this version does not have.
+        ConfigError: an argument is unknown or impossible.
     """
     values = resolve(given)
-    if values["sim"] != "true":
-        raise ConfigError(
-            "sim:=false asks for the hardware, but this version has no camera and arm drivers yet; "
-            "run the simulation with sim:=true"
-        )
+    sim = values["sim"] == "true"
     artifact = Artifact.load(artifact_folder(values["policy"] or values["task"]))
     manifest, folder = artifact.manifest, str(artifact.folder)
     cameras = _cameras(values["cameras"]) or list(manifest.cameras)
-    files = _parameter_files(values["config"])
-    clock = {"use_sim_time": True}
+    files = _parameter_files("config", values["config"])
+    clock = {"use_sim_time": True} if sim else {}
+    matching = {} if sim else {"match_tolerance_s": FREE_RUNNING_S}
+    enabled = sim if values["enabled"] == "auto" else values["enabled"] == "true"
     nodes = [
-        Node(
-            "mujoco_node", "clamp_ros.sim.mujoco_node", files=files,
-            parameters={
-                "task": values["task"],
-                "cameras": cameras,
-                "seed": _integer("seed", values["seed"]),
-                "robot_model": values["robot_model"],
-                **_images(manifest),
-            },
-        ),
+        *(_simulation(values, manifest, cameras, files) if sim else _hardware(values, cameras, files)),
         Node(
             "fusion_node", "clamp_ros.fusion.fusion_node", files=files, restart=True,
-            parameters={**clock, "artifact": folder, "cameras": cameras},
+            parameters={**clock, "artifact": folder, "cameras": cameras, **matching},
         ),
         Node(
             "policy_node", "clamp_ros.policy.policy_node", files=files, restart=True,
-            parameters={**clock, "artifact": folder, "enabled": values["enabled"] == "true", **_replanning(values)},
+            parameters={**clock, "artifact": folder, "enabled": enabled, **matching, **_replanning(values)},
         ),
         Node(
             "control_node", "clamp_ros.control.control_node", files=files,
@@ -162,6 +158,32 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
         )
     _check_sections(files, nodes)
     return tuple(nodes)
+
+
+def _simulation(
+    values: Mapping[str, str], manifest: Manifest, cameras: list[str], files: tuple[Path, ...]
+) -> tuple[Node, ...]:
+    parameters = {
+        "task": values["task"],
+        "cameras": cameras,
+        "seed": _integer("seed", values["seed"]),
+        "robot_model": values["robot_model"],
+        **_images(manifest),
+    }
+    return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=files, parameters=parameters),)
+
+
+def _hardware(values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...]) -> tuple[Node, ...]:
+    """The drivers. A camera that died is opened again by a new process; arms must not move behind the user's back."""
+    camera_files = _parameter_files("camera_config", values["camera_config"])
+    arm_files = _parameter_files("arm_config", values["arm_config"])
+    return (
+        Node(
+            "camera_node", "clamp_ros.camera.camera_node", files=(*camera_files, *files), restart=True,
+            parameters={"cameras": cameras},
+        ),
+        Node("arm_node", "clamp_ros.arm.arm_node", files=(*arm_files, *files)),
+    )  # fmt: skip
 
 
 def _replanning(values: Mapping[str, str]) -> dict[str, Any]:
@@ -214,7 +236,7 @@ def _integer(name: str, text: str) -> int:
         raise ConfigError(f"{name}:={text} is not possible, expected a whole number") from None
 
 
-def _parameter_files(text: str) -> tuple[Path, ...]:
+def _parameter_files(argument: str, text: str) -> tuple[Path, ...]:
     if not text:
         return ()
     folder = share_folder() / "config"
@@ -222,7 +244,7 @@ def _parameter_files(text: str) -> tuple[Path, ...]:
         if path.is_file():
             return (path.resolve(),)
     shipped = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ConfigError(f"config:={text} does not exist; expected a ROS parameter file, or one of: {shipped}")
+    raise ConfigError(f"{argument}:={text} does not exist; expected a ROS parameter file, or one of: {shipped}")
 
 
 def _check_sections(files: Sequence[Path], nodes: Sequence[Node]) -> None:

@@ -20,7 +20,6 @@ from clamp_ros.policy.history import ActionHistory, StampedVectors
 
 VIEWS = "views"
 """The source name of the tiled views, beside the cameras'."""
-_TOLERANCE_NS = CONTROL_PERIOD_NS // 2
 _JOINTS_HORIZON_NS = 2_000_000_000
 _JOINTS_GAP_NS = 5 * CONTROL_PERIOD_NS
 
@@ -32,15 +31,18 @@ class ObservationAssembler:
         sync: the synchronizer of views and colour images, for its counters.
     """
 
-    def __init__(self, rgb_cameras: Sequence[str], timeout_ns: int) -> None:
+    def __init__(
+        self, rgb_cameras: Sequence[str], timeout_ns: int, tolerance_ns: int = CONTROL_PERIOD_NS // 2
+    ) -> None:
         """An assembler with nothing gathered.
 
         Args:
             rgb_cameras: whose colour images an observation holds.
             timeout_ns: how long views wait for them.
+            tolerance_ns: how far apart the stamps of one observation's images may lie.
         """
         self.sync: FrameSynchronizer[tuple[int, NDArray[Any]]] = FrameSynchronizer(
-            (VIEWS, *rgb_cameras), _TOLERANCE_NS, timeout_ns
+            (VIEWS, *rgb_cameras), tolerance_ns, timeout_ns
         )
         self._joints = StampedVectors(_JOINTS_HORIZON_NS)
         self._history = ActionHistory()

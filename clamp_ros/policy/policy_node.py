@@ -78,6 +78,10 @@ class PolicyConfig:
     sampler: str = param("", "in place of the artifact's; empty keeps it", choices=("", *SAMPLERS))
     inference_steps: int = param(0, "denoising steps in place of the artifact's; 0 keeps them", minimum=0, maximum=1000)
     seed: int = param(0, "of the sampler's noise; the episodes after it draw other noise each", minimum=0)
+    match_tolerance_s: float = param(
+        0.01, "stamps of views and colour images of one observation differ by no more", unit="s",
+        minimum=0.0, maximum=1.0,
+    )
     match_timeout_s: float = param(
         0.5, "how long views wait for colour images of their stamp", unit="s", minimum=0.01, maximum=5.0
     )
@@ -170,7 +174,9 @@ class PolicyNode(LifecycleNode):
         manifest = artifact.manifest
         self._runtime = runtime
         self._worker = NewestWorker(self._work)
-        self._assembler = assembly.ObservationAssembler(manifest.rgb_cameras, round(config.match_timeout_s * 1e9))
+        self._assembler = assembly.ObservationAssembler(
+            manifest.rgb_cameras, round(config.match_timeout_s * 1e9), round(config.match_tolerance_s * 1e9)
+        )
         self._cameras = {name: f"camera {name!r} has sent no camera_info" for name in manifest.cameras}
         self._subscribe(manifest)
         self.get_logger().info(f"policy {manifest.name!r} for task {manifest.task!r} from {artifact.folder}")

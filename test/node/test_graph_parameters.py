@@ -19,6 +19,7 @@ from clamp_ros.share import share_folder
 
 MODULES = {
     "arm_node": "clamp_ros.arm.arm_node",
+    "camera_node": "clamp_ros.camera.camera_node",
     "mujoco_node": "clamp_ros.sim.mujoco_node",
     "fusion_node": "clamp_ros.fusion.fusion_node",
     "policy_node": "clamp_ros.policy.policy_node",
@@ -48,9 +49,13 @@ def _nodes(tmp_path: Path, **given: str) -> tuple[graph.Node, ...]:
     return graph.aloha_policy({"sim": "true", "policy": str(tmp_path / "policy"), "record": "true", **given})
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"arm_node"}))
-def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name):
-    node = next(node for node in _nodes(tmp_path, seed="5") if node.name == name)
+@pytest.mark.parametrize("sim", ["true", "false"])
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"arm_node", "camera_node"}))
+def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name, sim):
+    node = next((node for node in _nodes(tmp_path, seed="5", sim=sim) if node.name == name), None)
+    if node is None:
+        assert (name, sim) == ("mujoco_node", "false")
+        return
     assert node.module == MODULES[name]
     config = _declare(ros, name, up.command(node)[3:])
     for parameter, value in node.parameters.items():
@@ -68,9 +73,10 @@ def test_a_parameter_file_of_the_repository_is_taken_by_its_nodes(ros, tmp_path,
             assert getattr(config, parameter) == value, "a file lies over the graph's values"
 
 
-def test_the_arms_parameter_file_is_taken_by_their_node(ros):
+def test_the_arms_parameter_file_is_taken_by_their_node(ros, tmp_path):
     path = share_folder() / "config/arms.yaml"
-    node = graph.Node("arm_node", MODULES["arm_node"], files=(path,))
+    node = next(node for node in _nodes(tmp_path, sim="false") if node.name == "arm_node")
+    assert node.files == (path,) and node.module == MODULES["arm_node"]
     config = _declare(ros, "arm_node", up.command(node)[3:])
     sections = graph.load_parameter_file(path)
     assert list(sections) == ["arm_node"]

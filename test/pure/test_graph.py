@@ -44,6 +44,23 @@ def test_commands_and_the_robot_are_never_restarted_behind_the_users_back(policy
     assert not any(_by_name(policy=policy)[name].restart for name in ("mujoco_node", "control_node"))
 
 
+def test_on_the_robot_drivers_take_the_place_of_the_simulation_and_the_policy_waits(policy, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("arm_node: {ros__parameters: {at_exit: sleep}}")
+    nodes = _by_name(sim="false", policy=policy, config=str(mine))
+    assert list(nodes) == ["camera_node", "arm_node", "fusion_node", "policy_node", "control_node"]
+    config = share_folder() / "config"
+    assert nodes["camera_node"].files == (config / "cameras.yaml", mine)
+    assert nodes["camera_node"].parameters == {"cameras": list(TINY_CAMERAS)}
+    assert nodes["arm_node"].files == (config / "arms.yaml", mine), "the user's file lies over the robot's"
+    assert not nodes["arm_node"].restart, "arms do not begin anew by themselves"
+    assert not any("use_sim_time" in node.parameters for node in nodes.values())
+    assert nodes["policy_node"].parameters["enabled"] is False
+    assert _by_name(sim="false", policy=policy, enabled="true")["policy_node"].parameters["enabled"] is True
+    tolerances = {nodes[name].parameters["match_tolerance_s"] for name in ("fusion_node", "policy_node")}
+    assert tolerances == {graph.FREE_RUNNING_S}
+
+
 def test_arguments_reach_their_nodes(policy):
     nodes = _by_name(
         policy=policy, cameras="back_right, wrist_left", control="temporal_ensemble", enabled="false", record="true",
@@ -65,7 +82,8 @@ def test_the_tasks_offered_are_those_of_the_simulation():
     [
         ({"simm": "true"}, r"unknown launch argument 'simm'; did you mean 'sim'\?"),
         ({"sim": "yes"}, "sim:=yes is not possible, expected one of true, false"),
-        ({"sim": "false"}, "no camera and arm drivers yet; run the simulation with sim:=true"),
+        ({"sim": "false", "arm_config": "arm"}, "arm_config:=arm does not exist; expected a ROS parameter file, or"),
+        ({"sim": "false", "camera_config": "x.yaml"}, "camera_config:=x.yaml does not exist"),
         ({"policy": "nowhere"}, "no policy artifact at 'nowhere'"),
         ({"cameras": "front_leftt"}, r"unknown camera 'front_leftt'; did you mean 'front_left'\?"),
         ({"cameras": "front_left,front_left"}, "names a camera twice"),

@@ -132,7 +132,7 @@ def test_the_demonstration_tells_films_records_and_ends_cleanly(tmp_path, policy
     ("words", "complaint"),
     [
         (["simm:=true"], "clamp: error: unknown launch argument 'simm'; did you mean 'sim'?\n"),
-        (["sim:=false"], "clamp: error: sim:=false asks for the hardware, but this version has no camera and arm dri"),
+        (["sim:=false", "arm_config:=arm"], "clamp: error: arm_config:=arm does not exist; expected a ROS parameter"),
         (["sim:=true", "policy:=/nowhere"], "clamp: error: no policy artifact at '/nowhere'"),
     ],
 )
