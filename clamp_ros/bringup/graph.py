@@ -202,8 +202,8 @@ def artifact_folder(policy: str) -> Path:
             return folder.resolve()
     shipped = sorted(path.parent.name for path in models_folder().glob("*/manifest.json"))
     raise ConfigError(
-        f"no policy artifact at {policy!r}: expected a folder with a manifest.json, or one of: "
-        f"{', '.join(shipped) or '(none comes with this installation)'}"
+        f"no policy artifact at {policy!r}: expected a folder with a manifest.json, or the name of one that comes with "
+        f"the package: {', '.join(shipped) or '(none)'}; unless you name one, it is the one of the task's name"
     )
 
 
