@@ -128,16 +128,21 @@ class Work:
                 self._stamp_ns = None
                 self._changed.notify_all()
 
-    def wait(self, now_ns: int, wait_s: float) -> bool:
-        """Waits until time may go on from now; false if it did not come within `wait_s` and is given up."""
+    def wait(self, now_ns: int, wait_s: float, interrupted: Callable[[], bool]) -> bool:
+        """Waits until time may go on from now, or is interrupted; false after `wait_s`, when it is given up."""
         with self._changed:
-            if self._changed.wait_for(lambda: not self._overdue(now_ns), wait_s):
+            if self._changed.wait_for(lambda: interrupted() or not self._overdue(now_ns), wait_s):
                 return True
             self._stamp_ns, self.answered = None, False
             return False
 
     def _overdue(self, now_ns: int) -> bool:
         return self._stamp_ns is not None and now_ns - self._stamp_ns >= self._allowed_ns
+
+    def wake(self) -> None:
+        """Has a wait look again whether it is interrupted."""
+        with self._changed:
+            self._changed.notify_all()
 
     def clear(self) -> None:
         """It will not come: given up, of the episode before, or the end. Nobody need wait for it."""
@@ -232,6 +237,8 @@ class MujocoNode(Node):
         """Has the simulation's thread do something between two ticks, and answers with what came of it."""
         future: Future[str] = Future()
         self._requests.put((request, future))
+        for work in (self._views, self._chunk):  # this thread, which hears of views and chunks, is now waiting itself
+            work.wake()
         try:
             response.message, response.success = future.result(_ANSWER_S), True
         except (ClampError, TimeoutError) as error:
@@ -282,8 +289,8 @@ class MujocoNode(Node):
         return json.dumps({"seed": seed})
 
     def _step(self, simulation: Simulation) -> None:
-        if not self._paused:
-            self._wait_for_policy(simulation.stamp_ns)
+        if not self._paused and not self._policy_is_done(simulation.stamp_ns):
+            return
         wait_s = 0.0 if self._paused else self._config.command_wait_s
         target, late = self._commands.get(simulation.stamp_ns, wait_s)
         if late:
@@ -292,10 +299,13 @@ class MujocoNode(Node):
         simulation.pacer.ticked(time.monotonic())
         self._publish(simulation)
 
-    def _wait_for_policy(self, now_ns: int) -> None:
+    def _policy_is_done(self, now_ns: int) -> bool:
+        """Waits for what is being made of pictures; false if a request came meanwhile, which has to be served first."""
+        wait_s = self._config.policy_wait_s
         for work, made in ((self._views, "views"), (self._chunk, "action chunk")):
-            if not work.wait(now_ns, self._config.policy_wait_s) and self._config.policy_wait_s > 0.0:
-                self._health.fault(f"late {made}", f"no {made} within {self._config.policy_wait_s:g} s; time goes on")
+            if not work.wait(now_ns, wait_s, lambda: not self._requests.empty()) and wait_s > 0.0:
+                self._health.fault(f"late {made}", f"no {made} within {wait_s:g} s; time goes on")
+        return self._requests.empty()
 
     def _send_fixed_frames(self, simulation: Simulation) -> None:
         cameras = simulation.cameras.values()

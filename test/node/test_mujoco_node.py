@@ -276,6 +276,17 @@ def test_the_clock_does_not_wait_for_a_chunk_that_will_not_come(ros: Any) -> Non
     assert "late action chunk" not in cell.status()
 
 
+def test_a_request_is_served_while_the_clock_waits(ros: Any) -> None:
+    cell = Cell(ros, policy_wait_s=600.0, policy_latency_s=0.0)
+    observations = advertise(cell.peer, OBSERVATION)
+    cell.until(lambda: observations.get_subscription_count(), "discovery")
+    observations.publish(header_message(START_NS, "world"))
+    cell.until(lambda: cell.node._chunk._stamp_ns == START_NS, "the observation")
+    cell.pause(False)
+    assert cell.trigger(SIM_RESET).success
+    cell.until(lambda: cell.time_ns > START_NS + 10 * CONTROL_PERIOD_NS, "the new episode")
+
+
 def test_the_clock_waits_no_longer_than_it_may(ros: Any) -> None:
     cell = Cell(ros, policy_wait_s=0.05, policy_latency_s=0.0)
     observations = advertise(cell.peer, OBSERVATION)
