@@ -116,3 +116,13 @@ def _passed_on(tensor: Tensor, processes: Processes) -> Tensor:
     for request in distributed.batch_isend_irecv(operations):
         request.wait()
     return received
+
+
+def recall(scores: Tensor, k: int) -> float:
+    """Recall@k of retrieval by scores (N, N), whose diagonal holds the matched pairs: rows ask, columns are found.
+
+    Of equal scores a random order is assumed, and its mean returned, so that constant scores give chance, k / N.
+    """
+    own = scores.diagonal()[:, None]
+    better, equal = (scores > own).sum(dim=1), (scores == own).sum(dim=1)
+    return float(((k - better) / equal).clamp(0.0, 1.0).mean())
