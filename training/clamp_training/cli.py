@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "encoders":
             continue
         train.add_argument(
-            "--encoders", type=Path, required=name == "finetune",
+            "--encoders", type=Path,
             help="encoders.safetensors of `clamp train encoders`; not for a policy whose policy.tokens is 'none'",
         )  # fmt: skip
         train.add_argument(

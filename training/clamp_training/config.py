@@ -244,6 +244,8 @@ class Experiment:
         missing = set(self.policy.rgb.cameras) - set(self.cameras)
         if missing:
             raise ConfigError(f"policy.rgb.cameras names {sorted(missing)}, which are not among cameras {self.cameras}")
+        if not 0.0 <= self.history_fill <= 1.0:
+            raise ConfigError(f"history_fill is {self.history_fill}, expected 0 to 1")
         if self.training.unfreeze and self.policy.tokens == "none":
             raise ConfigError("training.unfreeze trains encoders, of which policy.tokens 'none' reads nothing")
 

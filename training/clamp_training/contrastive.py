@@ -25,6 +25,9 @@ from clamp_training.processes import ALONE, Processes
 Pairs = tuple[tuple[int, int], ...]
 """Which modalities are paired: the first of a pair stays, the second travels."""
 
+_ROUNDING = 1e-5
+"""Cosines this near are the same."""
+
 
 class SigmoidLoss(nn.Module):
     """Learnt temperature (as its logarithm) and bias, shared by the three pairs; t starts at 10, b at -10."""
@@ -119,10 +122,12 @@ def _passed_on(tensor: Tensor, processes: Processes) -> Tensor:
 
 
 def recall(scores: Tensor, k: int) -> float:
-    """Recall@k of retrieval by scores (N, N), whose diagonal holds the matched pairs: rows ask, columns are found.
+    """Recall@k of retrieval by cosines (N, N), whose diagonal holds the matched pairs: rows ask, columns are found.
 
-    Of equal scores a random order is assumed, and its mean returned, so that constant scores give chance, k / N.
+    Of equal scores, such as those of equal texts, a random order is assumed, and its mean returned: constant scores
+    give chance, k / N. Scores within rounding are equal.
     """
-    own = scores.diagonal()[:, None]
-    better, equal = (scores > own).sum(dim=1), (scores == own).sum(dim=1)
-    return float(((k - better) / equal).clamp(0.0, 1.0).mean())
+    ahead = scores - scores.diagonal()[:, None]
+    equal = ahead.abs() <= _ROUNDING
+    better = (ahead > _ROUNDING).sum(dim=1)
+    return float(((k - better) / equal.sum(dim=1)).clamp(0.0, 1.0).mean())
