@@ -12,6 +12,7 @@ import pytest
 import tiny_store
 import torch
 from clamp_training import checkpoint, config
+from clamp_training.cli import main
 from clamp_training.loop import shares
 from clamp_training.networks.image import ImageEncoder
 from clamp_training.networks.policy import DiffusionPolicy
@@ -30,6 +31,7 @@ from clamp_training.train_policy import (
     start_from,
     train_policy,
 )
+from safetensors.torch import load_file, save_file
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError
 from clamp_ros.contract.views import VIEW_SIZE
@@ -275,6 +277,21 @@ def test_history_is_filled_only_where_asked() -> None:
     assert set(np.unique(half)) == {0.0, 2.0} and 0.3 < (half == 2.0).mean() < 0.7
 
 
+def test_without_string_attention_is_plain() -> None:
+    """It equals an encoder whose STRING turns by nothing; one whose STRING turns differs."""
+    tiny = experiment(image={"string": False}).image
+    plain, turned = ImageEncoder(tiny).eval(), ImageEncoder(dataclasses.replace(tiny, string=True)).eval()
+    missing = turned.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all(name.startswith("strings.") for name in missing)
+    views = scene()
+    expected = plain(views).tokens
+    assert (turned(views).tokens - expected).abs().max() > 1e-3
+    with torch.no_grad():
+        for parameter in turned.strings.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(turned(views).tokens, expected, atol=1e-5, rtol=1e-4)
+
+
 # --- sharing a batch
 
 
@@ -349,6 +366,33 @@ def test_unfrozen_encoders_are_written_beside_the_policy(store: Store, tmp_path:
     assert (tuned.image.embed.weight - model.image.embed.weight).abs().max() > 1e-5
     assert model.text is not None and tuned.text is not None
     torch.testing.assert_close(tuned.text.embed.weight, model.text.embed.weight)
+
+
+def test_pretraining_without_tokens_then_fine_tuning_on_encoders(store: Store, tmp_path: Path) -> None:
+    """By the commands. One step at the schedule's learning rate of 0 shows where a run starts from."""
+    bags = str(tiny_store.write_store(tmp_path / "store", tiny_store.grid(2), rows=4))
+    one = {"training": {"steps": 1, "ema": 0.0, "warmup_steps": 5000}}
+    for name, tokens in (("policy", "none"), ("finetune", "unpooled")):
+        values = tiny_store.changed(tiny_store.EXPERIMENT, policy={"tokens": tokens}, **one)
+        tiny_store.write_experiment(tmp_path / f"{name}.yaml", values)
+    save_encoders(tmp_path / "e.safetensors", Encoders(experiment(), []), 1, {"objects": []}, store.normalization())
+
+    def run(verb: str, name: str, out: str, *more: str) -> dict[str, torch.Tensor]:
+        words = ["--experiment", str(tmp_path / f"{name}.yaml"), "--store", bags, "--held-out", "0", "--threads", "1"]
+        assert main([verb, *words, "--out", str(tmp_path / out), *more]) == 0
+        return load_file(tmp_path / out / "policy.safetensors")
+
+    encoders = ["--encoders", str(tmp_path / "e.safetensors")]
+    pretrained = run("policy", "policy", "pretrained")
+    pretrained = {k: v + 0.1 if v.is_floating_point() else v for k, v in pretrained.items()}  # as if trained for long
+    path = tmp_path / "pretrained" / "policy.safetensors"
+    save_file(pretrained, path, metadata={"clamp": json.dumps(checkpoint.metadata(path))})
+    tuned = run("finetune", "finetune", "tuned", *encoders, "--initial", str(path))
+    scratch = run("policy", "finetune", "scratch", *encoders)  # "encoders only"
+    assert all(
+        torch.equal(tuned[key], pretrained[key]) for key in ("policy/head.weight", "policy/encoder.0.mlp.up.weight")
+    )
+    assert not torch.equal(scratch["policy/head.weight"], pretrained["policy/head.weight"])
 
 
 @pytest.mark.parametrize("part", ["all", "decoder"])

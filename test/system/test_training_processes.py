@@ -48,7 +48,7 @@ def torchrun(*words: str | Path) -> str:
 
 
 def losses(run: Path, key: str) -> list[float]:
-    """Every step's, where the curves are written each step."""
+    """Means of every twenty steps, and of those left at the end."""
     rows = [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
     return [row[key] for row in rows if key in row]
 
@@ -70,7 +70,9 @@ def test_encoders_of_two_processes_are_those_of_one(folder: Path) -> None:
     assert main([*map(str, words), "--out", str(folder / "one"), "--threads", "1"]) == 0
     said = torchrun(*words, "--out", folder / "two")
     assert_same_weights(folder / "one" / "encoders.safetensors", folder / "two" / "encoders.safetensors")
+    assert losses(folder / "two", "contrastive") == pytest.approx(losses(folder / "one", "contrastive"), rel=1e-5)
     # the first process alone writes and speaks
+    assert len(losses(folder / "two", "contrastive")) == 1
     assert said.strip() == str(folder / "two" / "encoders.safetensors")
     assert len(list((folder / "two" / "tensorboard").iterdir())) == 1
     assert not list((folder / "two").glob("*.tmp"))
@@ -84,6 +86,18 @@ def test_parts_of_a_batch_give_what_the_whole_gives(folder: Path, tmp_path: Path
         experiment = config.from_dict(config.Experiment, values)
         runs.append(pretrain(experiment, store, None, tmp_path / f"{parts}"))
     assert_same_weights(*runs)
+
+
+def test_parts_of_a_policys_batch_give_what_the_whole_gives(folder: Path, tmp_path: Path) -> None:
+    """Without colour, whose batch norms see a part at a time."""
+    store, runs = Store([folder / "store"]), []
+    for parts in (1, 2):
+        sections = {"policy": {"tokens": "none", "rgb": {"cameras": []}}, "training": {"accumulate": parts}}
+        experiment = config.from_dict(config.Experiment, tiny_store.changed(POLICY, **sections))
+        runs.append(train_policy(experiment, store, None, None, tmp_path / f"{parts}"))
+    assert_same_weights(*runs)
+    whole, parts = losses(tmp_path / "1", "noise_loss"), losses(tmp_path / "2", "noise_loss")
+    assert len(whole) == 1 and whole == pytest.approx(parts, rel=1e-4)
 
 
 def test_a_policy_goes_on_with_another_number_of_processes(folder: Path, tmp_path: Path) -> None:
