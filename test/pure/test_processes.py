@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,17 +18,17 @@ pytestmark = pytest.mark.training
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict[str, Tensor]]:
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, two_processes.__file__, str(out)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    return [load_file(Path(out) / f"rank_{rank}.safetensors") for rank in range(2)]
+    return [{**load_file(out / f"rank_{rank}.safetensors"), "folder": out} for rank in range(2)]
 
 
-def both(ranks: list[dict[str, Tensor]], name: str) -> Tensor:
+def both(ranks: list[dict[str, Any]], name: str) -> Tensor:
     return torch.cat([rank[name] for rank in ranks])
 
 
@@ -87,3 +87,20 @@ def test_rows_of_all_processes_are_gathered_in_order(ranks) -> None:
 
 def test_a_flag_of_one_process_is_known_to_all(ranks) -> None:
     assert all(rank["any"].tolist() == [True, False] for rank in ranks)
+
+
+@pytest.mark.parametrize("accumulate", [2, 6])
+def test_a_means_gradient_is_that_of_the_whole_batch(ranks, accumulate: int) -> None:
+    """One part a process, and three, whose gradients are exchanged once."""
+    expected = two_processes.averaged(ALONE, 1)
+    for rank in ranks:
+        for name, value in expected.items():
+            torch.testing.assert_close(rank[f"mean_{accumulate}_{name}"], value, check_dtype=False, msg=name)
+
+
+def test_a_loss_gone_wrong_in_one_process_stops_all_and_saves_every_batch(ranks) -> None:
+    assert all(rank["stopped"] for rank in ranks)
+    first = load_file(ranks[0]["folder"] / "nonfinite_step_4.safetensors")
+    second = load_file(ranks[0]["folder"] / "nonfinite_step_4_process_1.safetensors")
+    assert set(first) == {"m/linear.weight", "m/linear.bias", "part_0/x"}
+    assert set(second) == {"part_1/x"} and second["part_1/x"][-1, 0].isnan()
