@@ -3,7 +3,9 @@
 A step's batch is chosen as a whole, and computed in equal parts: several a process where memory is short
 (`accumulate`), one or more on each of many processes. Random numbers are of two kinds. Those of the data (rows, noise,
 augmentation) are drawn for the whole batch from (seed, step). Those inside the networks (dropout) are drawn a part,
-from (seed, step, part). So a run is the same run on one process or many, and goes on with another number of them.
+from (seed, step, part). So a run is the same run on one process or many, and goes on with another number of them,
+within rounding. Two things depend by their nature on how a batch is cut: dropout, unless `accumulate` is a multiple of
+each number of processes, and batch norm, which is over one part of every process.
 """
 
 from __future__ import annotations
