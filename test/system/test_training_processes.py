@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import tiny_store
-import torch
 from clamp_training import checkpoint, config
 from clamp_training.cli import main
 from clamp_training.pretrain import pretrain
@@ -19,20 +18,22 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.training]
 
-# Four parts of three samples for one process, two for each of two; dropout draws by parts.
+LEARNING_RATE = 1e-3
+
+# Four parts of two samples for one process, two for each of two; dropout draws by parts.
 ENCODERS = tiny_store.changed(
     tiny_store.EXPERIMENT,
     action={"dropout": 0.2},
-    encoders={"steps": 4, "batch": 12, "learning_rate": 1e-3, "grounding": 0.5, "accumulate": 4},
+    encoders={"steps": 3, "batch": 8, "learning_rate": LEARNING_RATE, "grounding": 0.5, "accumulate": 4},
 )
 # A batch norm sees what is computed at once: all of the batch, in one part or in two processes' one.
-POLICY = tiny_store.changed(tiny_store.EXPERIMENT)
+POLICY = tiny_store.changed(tiny_store.EXPERIMENT, encoders={"steps": 1}, training={"steps": 3})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    tiny_store.write_store(folder / "store", tiny_store.grid(5))
+    tiny_store.write_store(folder / "store", tiny_store.grid(3))
     tiny_store.write_experiment(folder / "encoders.yaml", ENCODERS)
     tiny_store.write_experiment(folder / "policy.yaml", POLICY)
     return folder
@@ -54,19 +55,20 @@ def losses(run: Path, key: str) -> list[float]:
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
-    """Equal within the rounding of sums in another order.
+    """Equal within the rounding of sums in another order: in the mean to a hundredth of what three steps of Adam change.
 
-    Without STRING a bias of attention's keys has no gradient but rounding, whose sign Adam turns into whole steps.
+    In the mean, since Adam turns a gradient that is nothing but rounding into whole steps of either sign. Without
+    STRING a bias of attention's keys has no other gradient: it shifts all scores of a query alike.
     """
     first, second = load_file(a), load_file(b)
     assert set(first) == set(second)
     for name, value in first.items():
-        if not name.endswith("key.bias"):
-            torch.testing.assert_close(second[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        if value.numel() and not name.endswith("key.bias"):
+            assert (second[name] - value).float().square().mean().sqrt() < 0.01 * 3 * LEARNING_RATE, name
 
 
 def test_encoders_of_two_processes_are_those_of_one(folder: Path) -> None:
-    words = ["encoders", "--experiment", folder / "encoders.yaml", "--store", folder / "store", "--held-out", "1"]
+    words = ["encoders", "--experiment", folder / "encoders.yaml", "--store", folder / "store", "--held-out", "0"]
     assert main([*map(str, words), "--out", str(folder / "one"), "--threads", "1"]) == 0
     said = torchrun(*words, "--out", folder / "two")
     assert_same_weights(folder / "one" / "encoders.safetensors", folder / "two" / "encoders.safetensors")

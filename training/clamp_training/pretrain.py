@@ -193,17 +193,20 @@ def pretrain(
     def batch(rng: np.random.Generator, samples: slice) -> Batch:
         rows = rows_for_step(rng, len(store), settings.batch)
         past = normalization.history(fill_start(history[rows], firsts[rows], rng, experiment.history_fill)[samples])
-        positions = _positions(store, rows, objects)
         mine = rows[samples]
         out = {
             "rows": mine,
             "views": torch.from_numpy(np.stack([store.views(int(r), fusion) for r in mine])),
             "history": torch.from_numpy(past),
-            "objects": torch.from_numpy(positions[samples]),
-            # of the whole batch, so that parts with few objects weigh no more than those with many
-            "coordinates": float((~np.isnan(positions)).sum()) * len(mine) / len(rows),
         }
-        return {**out, "text": tokenizer.batch([store.text(int(r)) for r in mine])} if settings.text else out
+        if settings.text:
+            out["text"] = tokenizer.batch([store.text(int(r)) for r in mine])
+        if settings.grounding:
+            positions = _positions(store, rows, objects)
+            out["objects"] = torch.from_numpy(positions[samples])
+            # of the whole batch, so that parts with few objects weigh no more than those with many
+            out["coordinates"] = float((~np.isnan(positions)).sum()) * len(mine) / len(rows)
+        return out
 
     done = Loop(
         out=out,
