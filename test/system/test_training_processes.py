@@ -55,7 +55,7 @@ def losses(run: Path, key: str) -> list[float]:
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
-    """Equal within the rounding of sums in another order: in the mean to a hundredth of what three steps of Adam change.
+    """Equal within the rounding of sums in another order: in the mean to a hundredth of three steps of Adam.
 
     In the mean, since Adam turns a gradient that is nothing but rounding into whole steps of either sign. Without
     STRING a bias of attention's keys has no other gradient: it shifts all scores of a query alike.
