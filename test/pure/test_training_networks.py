@@ -17,7 +17,6 @@ from clamp_training.networks.layers import Attention
 from clamp_training.networks.policy import DiffusionPolicy
 from clamp_training.networks.string import CayleyString, Rotator, fold
 from clamp_training.networks.text import TextEncoder, Tokenizer
-from clamp_training.train_policy import noise_loss
 from torch.nn import functional as F
 
 from clamp_ros.contract.errors import ConfigError
@@ -260,7 +259,8 @@ def test_noise_loss_is_the_schedules_mse() -> None:
     policy = DiffusionPolicy(POLICY, DIFFUSION, 80).eval()
     with torch.no_grad():
         policy.head.weight.zero_()
-    loss = noise_loss(policy, policy.context(*policy_inputs(4)), torch.zeros(4, 50, 14), draws=8)
+    context = policy.context(*policy_inputs(4)).repeat(8)
+    loss = policy.noise_loss(torch.zeros(32, 50, 14), torch.randn(32, 50, 14), torch.randint(100, (32,)), context)
     assert loss.item() == pytest.approx(1.0, abs=0.05)
     np.testing.assert_allclose(policy.alpha_bar.numpy(), DIFFUSION.noise_schedule().alpha_bar, rtol=1e-6)
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from clamp_training import checkpoint, config
 from clamp_training.export import export, record_score
-from clamp_training.loop import NonFiniteLossError, check_finite
+from clamp_training.loop import NonFiniteLossError, Part, check_finite
 from clamp_training.pretrain import load_encoders, pretrain
 from clamp_training.store import Store, convert, new_fusion
-from clamp_training.train_policy import PolicyData, encode, train_policy
+from clamp_training.train_policy import Objective, PolicyData, train_policy
+from safetensors.torch import load_file
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError, RecordError
 from clamp_ros.contract.observation import Observation
@@ -101,7 +102,7 @@ def test_from_store_to_an_artifact_that_infers_like_torch(store_folder: Path, en
     checkpoint.load(weights, {"policy": policy})
     policy.eval()
     with torch.no_grad():
-        context = encode(policy, frozen, data.batch(np.array([row]), None))
+        context = Objective(policy, frozen).context(data.batch(np.array([row])))
 
         def denoise(noisy: np.ndarray, step: int) -> np.ndarray:
             return policy.denoise(torch.from_numpy(noisy), torch.tensor([step]), context).numpy()
@@ -188,11 +189,14 @@ def test_damaged_weights_are_a_clear_error(encoders: Path, tmp_path: Path) -> No
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(tmp_path: Path) -> None:
     module = torch.nn.Linear(2, 2)
-    check_finite(torch.tensor(1.0), tmp_path, 3, [1, 2], {"m": module})
+    parts = [Part(0, {"rows": np.array([1, 2]), "rgb": {"front_left": torch.ones(2, 3)}}, (0, 3))]
+    check_finite(torch.tensor(1.0), tmp_path, 3, parts, {"m": module})
     with pytest.raises(NonFiniteLossError, match="step 3"):
-        check_finite(torch.tensor(float("nan")), tmp_path, 3, [1, 2], {"m": module})
-    metadata = checkpoint.load(tmp_path / "nonfinite_step_3.safetensors", {"m": module})
-    assert metadata["rows"] == [1, 2]
+        check_finite(torch.tensor(float("nan")), tmp_path, 3, parts, {"m": module})
+    path = tmp_path / "nonfinite_step_3.safetensors"
+    assert checkpoint.load(path, {"m": module})["step"] == 3
+    saved = load_file(path)
+    assert saved["part_0/rows"].tolist() == [1, 2] and saved["part_0/rgb.front_left"].shape == (2, 3)
 
 
 def test_conversion_continues_and_refuses_bad_bags(bags: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training of CLAMP: the paper's encoders and diffusion policy, from recorded bags to an artifact the robot loads.
 
-Follow the data: `store` (bags to a training store), `dataset` (store to batches), `networks` (the models),
-`pretrain` (contrastive encoders), `train_policy` (diffusion), `export` (ONNX and manifest).
+Follow the data: `store` (bags to a training store), `networks` (the models), `contrastive` (the encoders' loss),
+`pretrain` (encoders), `retrieval` (how well they find each other), `train_policy` (the policy's pretraining and
+fine-tuning), `export` (ONNX and manifest). `loop` takes the steps of both trainings, on the `processes` of the run.
 """

@@ -1,13 +1,15 @@
 """Checkpoints in safetensors: written atomically, resumed exactly, refused when they belong to another experiment.
 
 Every random number of a training step is drawn from generators seeded by (seed, step), so weights, optimiser state and
-the step number are all there is to save: a run killed and started again computes the same losses.
+the step number are all there is to save: a run killed and started again computes the same losses. Nothing in it tells
+of the number of processes, which may change.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +19,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clamp_ros.contract.errors import ArtifactError, ConfigError
+from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
+from clamp_ros.policy.preprocess import Normalization
 
 
-def seed_step(seed: int, step: int) -> np.random.Generator:
-    """Seeds torch's global generator (dropout, noise) for a step and returns numpy's (which rows)."""
-    sequence = np.random.SeedSequence([seed, step])
-    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
-    return np.random.default_rng(sequence)
+def seed_torch(*key: int) -> None:
+    """Seeds torch's global generators (dropout) for a part of a step, by the run's seed, the step and the part."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def flat(batch: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors and arrays of a batch, within dicts and dataclasses, by the path of their names."""
+    if isinstance(batch, np.ndarray):
+        return {prefix: torch.from_numpy(batch)}
+    if isinstance(batch, Tensor):
+        return {prefix: batch}
+    items = batch if isinstance(batch, dict) else vars(batch) if is_dataclass(batch) else {}
+    found = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in items.items()]
+    return {key: value for part in found for key, value in part.items()}
 
 
 def save(
-    path: Path, modules: dict[str, nn.Module], metadata: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
+    path: Path,
+    modules: dict[str, nn.Module],
+    metadata: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes modules (by name), optionally an optimiser, and JSON metadata."""
-    tensors: dict[str, Tensor] = {}
+    """Writes modules (by name), optionally an optimiser and further tensors, and JSON metadata."""
+    saved = dict(tensors or {})
     for name, module in modules.items():
-        tensors.update({f"{name}/{key}": value.detach().contiguous() for key, value in module.state_dict().items()})
+        saved.update({f"{name}/{key}": value for key, value in module.state_dict().items()})
     if optimizer is not None:
         for i, state in optimizer.state_dict()["state"].items():
-            tensors.update(
-                {f"optimizer/{i}/{key}": torch.as_tensor(value).contiguous() for key, value in state.items()}
-            )
+            saved.update({f"optimizer/{i}/{key}": torch.as_tensor(value) for key, value in state.items()})
+    # a copy, since tensors that share memory are refused
+    copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in saved.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file(
-        {key: value.clone() for key, value in tensors.items()}, temporary, metadata={"clamp": json.dumps(metadata)}
-    )
+    save_file(copies, temporary, metadata={"clamp": json.dumps(metadata)})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -91,3 +105,28 @@ def resume(
         changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         raise ConfigError(f"{path} was made with other settings of {changed}; choose another --out, or restore them")
     return int(metadata["step"])
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What was saved beside the weights.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["clamp"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+
+
+def normalization(path: Path) -> Normalization:
+    """The statistics that a file of trained weights was made with.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or has none.
+    """
+    try:
+        return Normalization(**metadata(path)["normalization"])
+    except (KeyError, TypeError, ContractError) as error:
+        raise ArtifactError(f"{path} has no statistics of joints and actions ({error}); train it again") from error

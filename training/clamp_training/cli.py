@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `clamp train`."""
     top = argparse.ArgumentParser(
         prog="clamp train",
-        description="From bags to an artifact: convert, encoders, policy, export. Each continues where it stopped.",
+        description="From bags to an artifact: convert, encoders, policy, finetune, export. Each goes on where it was.",
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -32,23 +32,39 @@ def parser() -> argparse.ArgumentParser:
 
     for name, text in (
         ("encoders", "Contrastive pretraining of the image, text and action encoders."),
-        ("policy", "Training of the diffusion policy on frozen encoders."),
+        ("policy", "Training of the diffusion policy from its start: its pretraining, or on frozen encoders."),
+        ("finetune", "Training of a pretrained policy on frozen encoders."),
     ):
         train = verb(name, text)
-        train.add_argument("--experiment", required=True, help="a name in training/configs, or a YAML file")
-        train.add_argument("--store", type=Path, required=True, nargs="+", help="training stores")
-        train.add_argument("--held-out", type=int, default=20, help="episodes of each store kept for the curves")
+        train.epilog = _TORCHRUN
+        _add_data(train)
         train.add_argument("--out", type=Path, required=True, help="the run's folder; a checkpoint there is continued")
-        train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch")
-        if name == "policy":
-            train.add_argument(
-                "--encoders", type=Path, required=True, help="encoders.safetensors of `clamp train encoders`"
-            )
-            train.add_argument("--initial", type=Path, help="policy.safetensors to fine-tune")
+        train.add_argument(
+            "--threads", type=int, help="of torch (default: the cores, shared by this machine's processes)"
+        )
+        if name == "encoders":
+            continue
+        train.add_argument(
+            "--encoders", type=Path,
+            help="encoders.safetensors of `clamp train encoders`; not for a policy whose policy.tokens is 'none'",
+        )  # fmt: skip
+        train.add_argument(
+            "--normalization", type=Path, help="a file of weights whose statistics are used, in place of the store's"
+        )
+        if name == "finetune":
+            train.add_argument("--initial", type=Path, required=True, help="policy.safetensors of `clamp train policy`")
+
+    retrieval = verb("retrieval", "Scores encoders by cross-modal retrieval on held-out episodes (Appendix B).")
+    _add_data(retrieval)
+    retrieval.add_argument(
+        "--encoders", type=Path, required=True, help="encoders.safetensors of `clamp train encoders`"
+    )
+    retrieval.add_argument("--out", type=Path, required=True, help="folder for retrieval.json and the pictures")
+    retrieval.add_argument("--threads", type=int, help="of torch (default: the cores)")
 
     export = verb("export", "Weights to an artifact: ONNX, manifest, model card.")
     export.add_argument("--experiment", required=True)
-    export.add_argument("--encoders", type=Path, required=True)
+    export.add_argument("--encoders", type=Path, help="not for a policy whose policy.tokens is 'none'")
     export.add_argument("--policy", type=Path, required=True)
     export.add_argument("--store", type=Path, required=True, help="the demonstrations, for the cameras' intrinsics")
     export.add_argument("--out", type=Path, required=True, help="the artifact's folder")
@@ -102,19 +118,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     from clamp_training.machine import prepare
+    from clamp_training.processes import default_threads, joined
     from clamp_training.store import Store
 
-    prepare(options.threads)
+    prepare(options.threads or default_threads())
     store, held_out = Store.split(options.store, options.held_out)
+    if options.verb == "retrieval":
+        from clamp_training.retrieval import describe, score
+
+        with joined() as processes:
+            print(describe(score(experiment, held_out or store, options.encoders, options.out, processes.device)))
+        return 0
     if not len(store):
         raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
-    if options.verb == "encoders":
-        from clamp_training.pretrain import pretrain
+    with joined() as processes:
+        if options.verb == "encoders":
+            from clamp_training.pretrain import pretrain
 
-        result = pretrain(experiment, store, held_out, options.out)
-    else:
-        from clamp_training.train_policy import train_policy
+            result = pretrain(experiment, store, held_out, options.out, processes=processes)
+        else:
+            from clamp_training import checkpoint
+            from clamp_training.train_policy import train_policy
 
-        result = train_policy(experiment, store, held_out, options.encoders, options.out, options.initial)
-    print(result)
+            given = checkpoint.normalization(options.normalization) if options.normalization else None
+            initial = options.initial if options.verb == "finetune" else None
+            result = train_policy(
+                experiment, store, held_out, options.encoders, options.out, initial,
+                processes=processes, normalization=given,
+            )  # fmt: skip
+        if processes.first:
+            print(result)
     return 0
+
+
+_TORCHRUN = """\
+On several GPUs, or several processes of a CPU, the same words after `torchrun --nproc-per-node N -m clamp_training`
+are the same run: its batch is shared out, and a checkpoint can be continued with another number of processes."""
+
+
+def _add_data(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--experiment", required=True, help="a name in training/configs, or a YAML file")
+    train.add_argument("--store", type=Path, required=True, nargs="+", help="training stores")
+    train.add_argument(
+        "--held-out", type=int, default=20, help="last episodes of each store, never trained on (%(default)s)"
+    )

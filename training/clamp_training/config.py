@@ -15,13 +15,23 @@ import yaml
 
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
-from clamp_ros.contract.views import FusionConfig
+from clamp_ros.contract.views import NUM_VIEWS, FusionConfig
 from clamp_ros.policy.diffusion import DiffusionSchedule
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """ViT over the tiled views (paper: B/16). `string_scale` multiplies metres before STRING's frequencies."""
+    """ViT over the tiled views (paper: B/16). `string_scale` multiplies metres before STRING's frequencies.
+
+    `tiles` are the views that are looked at, by their place in the tile: (0, 1, 2) leaves the wrist views out.
+    `checkpoint` recomputes every layer in the backward pass in place of keeping it: a third slower, and a batch takes
+    a fraction of the memory.
+    """
 
     patch: int = 16
     width: int = 768
@@ -31,6 +41,12 @@ class ImageEncoderConfig:
     dropout: float = 0.0
     string: bool = True
     string_scale: float = 20.0
+    tiles: tuple[int, ...] = tuple(range(NUM_VIEWS))
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.tiles or len(set(self.tiles)) != len(self.tiles) or not set(self.tiles) <= set(range(NUM_VIEWS)):
+            raise ConfigError(f"image.tiles is {list(self.tiles)}, expected different numbers of 0 to {NUM_VIEWS - 1}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class RgbConfig:
     """The ResNets over colour, one a camera (paper: ResNet-50 on 848x480, ImageNet weights).
 
     `weights` is a folder or file of a Hugging Face ResNet in safetensors; empty starts at random and says so.
+    `crop` is the share of each side that is kept: at random in training, about the centre on the robot (Table IV's
+    random cropping; the paper's own models see the whole image).
     """
 
     cameras: tuple[str, ...] = ("front_left", "back_right", "wrist_left", "wrist_right")
@@ -73,11 +91,25 @@ class RgbConfig:
     depths: tuple[int, ...] = (3, 4, 6, 3)
     layer: str = "bottleneck"
     weights: str = ""
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.crop <= 1.0:
+            raise ConfigError(f"policy.rgb.crop is {self.crop}, expected 0.1 to 1")
+
+    @property
+    def cropped(self) -> tuple[int, int]:
+        """Height and width of what the ResNets see."""
+        return round(self.crop * self.height), round(self.crop * self.width)
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The diffusion policy's Transformer (paper: 4 + 7 layers, 8 heads, feed-forward 3200, dropout 0.1)."""
+    """The diffusion policy's Transformer (paper: 4 + 7 layers, 8 heads, feed-forward 3200, dropout 0.1).
+
+    `tokens` says what it reads of the CLAMP encoders: 'unpooled' tokens; the 'pooled' embeddings (Table IV); or 'none',
+    which is ALOHA Unleashed, and how the policy is pretrained (Section III-C: in parallel with the encoders).
+    """
 
     width: int = 768
     heads: int = 8
@@ -85,7 +117,11 @@ class PolicyConfig:
     decoder_layers: int = 7
     mlp: int = 3200
     dropout: float = 0.1
+    tokens: str = "unpooled"
     rgb: RgbConfig = field(default_factory=RgbConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("policy.tokens", self.tokens, ("unpooled", "pooled", "none"))
 
 
 @dataclass(frozen=True)
@@ -107,8 +143,7 @@ class DiffusionConfig:
     parametrization: str = "epsilon"
 
     def __post_init__(self) -> None:
-        if self.parametrization not in ("epsilon", "velocity"):
-            raise ConfigError(f"parametrization is {self.parametrization!r}, expected 'epsilon' or 'velocity'")
+        _one_of("diffusion.parametrization", self.parametrization, ("epsilon", "velocity"))
 
     def noise_schedule(self) -> DiffusionSchedule:
         """The schedule that training and the robot share."""
@@ -120,7 +155,10 @@ class EncoderTraining:
     """Contrastive pretraining (Appendix C: 100k steps, batch 2048, Adam b2 0.999, cosine from 1e-4, 5% warm-up).
 
     `grounding` weighs an auxiliary loss that reads each object's position from the image tokens; the paper has none
-    (0). Small batches carry little contrastive signal, and the positions are those of the text.
+    (0). Small batches carry little contrastive signal, and the positions are those of the text. `text` False trains
+    image and action alone (Table III). `accumulate` computes a batch in that many parts, with the loss and gradients of
+    the whole (the embeddings of all parts are computed first: Gao et al. 2021, arXiv 2101.06983). `bf16` multiplies
+    matrices in bfloat16; weights, losses and coordinates stay in float32.
     """
 
     steps: int = 100_000
@@ -129,6 +167,9 @@ class EncoderTraining:
     beta2: float = 0.999
     warmup: float = 0.05
     grounding: float = 0.0
+    text: bool = True
+    accumulate: int = 1
+    bf16: bool = False
     seed: int = 0
 
 
@@ -136,9 +177,14 @@ class EncoderTraining:
 class PolicyTraining:
     """Diffusion training (Appendix C: 1M steps of 8, Adam, weight decay 1e-4, linear warm-up of 5000 steps to 1e-4).
 
+    The weight decay is decoupled (AdamW), as optax's and ACT's.
+
     `draws` noise samples share one observation's context; `decay` is 'constant' as in the paper or 'cosine';
     `ema` is the decay of the averaged weights that are exported, 0 for none; `state_noise` is the standard deviation of
-    the noise added to normalised proprioception.
+    the noise added to normalised proprioception. `initial` is the part of a pretrained policy that fine-tuning starts
+    from: 'all', or the 'decoder' (Table IV). `cache` encodes every observation once, before training, and holds the
+    tokens in memory; without it views are rendered and encoded in every step. `unfreeze` trains the encoders as well
+    (Table III). `accumulate` and `bf16` as in EncoderTraining; batch norms see a part at a time.
     """
 
     steps: int = 1_000_000
@@ -150,20 +196,36 @@ class PolicyTraining:
     draws: int = 1
     ema: float = 0.0
     state_noise: float = 0.0
+    initial: str = "all"
+    cache: bool = True
+    unfreeze: bool = False
+    accumulate: int = 1
+    bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("training.decay", self.decay, ("constant", "cosine"))
+        _one_of("training.initial", self.initial, ("all", "decoder"))
+        if self.unfreeze and self.cache:
+            raise ConfigError(
+                "training.unfreeze changes the encoders, whose tokens training.cache keeps; set cache: false"
+            )
 
 
 @dataclass(frozen=True)
 class Experiment:
     """Everything that one training run is made of.
 
-    `cameras` are the physical cameras that are fused; `fusion` overrides FusionConfig's defaults.
+    `cameras` are the physical cameras that are fused; `fusion` overrides FusionConfig's defaults. `history_fill` is the
+    chance that a history which reaches back before its episode is filled with the episode's first command, as a robot's
+    that stood still before the policy was enabled, in place of the paper's zeros.
     """
 
     name: str
     task: str
     cameras: tuple[str, ...] = ("front_left", "back_right")
     image_rate_hz: float = 10.0
+    history_fill: float = 0.5
     fusion: FusionConfig = field(default_factory=FusionConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     action: ActionEncoderConfig = field(default_factory=ActionEncoderConfig)
@@ -182,6 +244,10 @@ class Experiment:
         missing = set(self.policy.rgb.cameras) - set(self.cameras)
         if missing:
             raise ConfigError(f"policy.rgb.cameras names {sorted(missing)}, which are not among cameras {self.cameras}")
+        if not 0.0 <= self.history_fill <= 1.0:
+            raise ConfigError(f"history_fill is {self.history_fill}, expected 0 to 1")
+        if self.training.unfreeze and self.policy.tokens == "none":
+            raise ConfigError("training.unfreeze trains encoders, of which policy.tokens 'none' reads nothing")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -229,19 +295,34 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def load_experiment(name_or_path: str) -> Experiment:
-    """Reads `configs/NAME.yaml`, or a file.
+    """Reads `configs/NAME.yaml`, or a file; `base` in it names another file of its folder, whose settings it changes.
 
     Raises:
-        ConfigError: there is no such file, it is not YAML, or a setting is wrong.
+        ConfigError: there is no such file, it is not YAML, its bases go in a circle, or a setting is wrong.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = CONFIGS / f"{name_or_path}.yaml"
+    return from_dict(Experiment, _read(path, []))
+
+
+def _read(path: Path, above: list[Path]) -> Any:
+    if path in above:
+        raise ConfigError(f"{above[0]} is its own base: {' -> '.join(p.stem for p in [*above, path])}")
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
-        raise ConfigError(f"no experiment {name_or_path!r} ({path}); known are: {known}") from None
+        raise ConfigError(f"no experiment {path.stem!r} ({path}); known are: {known}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
-    return from_dict(Experiment, values)
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    return _changed(_read(path.parent / f"{values.pop('base')}.yaml", [*above, path]), values)
+
+
+def _changed(base: Any, values: Any) -> Any:
+    """`values` laid over `base`, mapping by mapping."""
+    if not isinstance(base, dict) or not isinstance(values, dict):
+        return values
+    return {**base, **{key: _changed(base.get(key), value) for key, value in values.items()}}

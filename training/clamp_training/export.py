@@ -22,27 +22,39 @@ from clamp_ros.policy.artifact import CameraSpec, DiffusionSpec, Manifest, RgbSp
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import Experiment
-from clamp_training.networks.image import ImageTokens
+from clamp_training.networks.image import ImageEncoder, ImageTokens
 from clamp_training.networks.policy import Context, DiffusionPolicy
 from clamp_training.pretrain import Encoders, load_encoders
 from clamp_training.store import Store
+from clamp_training.train_policy import pooled_tokens
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference between torch and onnxruntime, relative to the largest value of an output."""
 
 
 class EncodersGraph(nn.Module):
-    """encoders.onnx."""
+    """encoders.onnx: what the policy reads of the encoders.
 
-    def __init__(self, encoders: Encoders) -> None:
+    Pooled embeddings stand in place of the tokens; the action's is repeated, since the robot expects as many rows. A
+    policy that reads nothing gets a row of zeros that is not valid.
+    """
+
+    def __init__(self, encoders: Encoders | None, tokens: str) -> None:
         super().__init__()
-        self.image = encoders.image.for_inference()
-        self.action = encoders.action
+        self.image = None if encoders is None else encoders.image.for_inference()
+        self.action = None if encoders is None else encoders.action
+        self.tokens = tokens
 
     def forward(self, views: Tensor, action_history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image tokens, which of them are valid, and action tokens."""
-        image = self.image(views)
-        return image.tokens, image.valid, self.action(action_history)
+        if self.image is None or self.action is None:
+            nothing = 0.0 * action_history[..., :1]
+            return nothing[:, :1], views[:, :1, 0, 0] < -1.0, nothing
+        image, action = self.image(views), self.action(action_history)
+        if self.tokens == "pooled":
+            only = pooled_tokens(self.image.pooled(image))
+            return only.tokens, only.valid, self.action.pooled(action)[:, None].repeat(1, CHUNK_SIZE, 1)
+        return image.tokens, image.valid, action
 
 
 class ContextGraph(nn.Module):
@@ -60,8 +72,12 @@ class ContextGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and which of the memory is valid."""
         images = dict(zip(self.policy.config.rgb.cameras, rgb, strict=True))
-        image = ImageTokens(image_tokens, image_valid, self.index)
-        context = self.policy.context(image, action_tokens, images, proprio)
+        image, action = ImageTokens(image_tokens, image_valid, self.index), action_tokens
+        if self.policy.config.tokens == "pooled":
+            action = action_tokens[:, :1]
+        if self.policy.config.tokens == "none":
+            image = action = None
+        context = self.policy.context(image, action, images, proprio)
         return context.keys, context.values, context.valid
 
 
@@ -110,13 +126,18 @@ def _export(
 
 
 def export(
-    experiment: Experiment, encoders_path: Path, policy_path: Path, store: Store, out: Path, training: dict[str, Any]
+    experiment: Experiment,
+    encoders_path: Path | None,
+    policy_path: Path,
+    store: Store,
+    out: Path,
+    training: dict[str, Any],
 ) -> Manifest:
     """Writes an artifact folder.
 
     Args:
         experiment: of both trainings.
-        encoders_path, policy_path: their weights.
+        encoders_path, policy_path: their weights; no encoders for a policy that reads nothing of them.
         store: the demonstrations, for the cameras' intrinsics and an example observation.
         out: the artifact's folder; its name is the artifact's.
         training: record for the manifest and the card: data, seeds, steps, commands.
@@ -126,8 +147,12 @@ def export(
     """
     for name in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    encoders, pretraining = load_encoders(encoders_path, experiment)
-    tokens = encoders.image.num_tokens
+    encoders, pretraining = None, {"step": 0}
+    if experiment.policy.tokens != "none":
+        if encoders_path is None:
+            raise ArtifactError(f"policy.tokens is {experiment.policy.tokens!r}: give --encoders")
+        encoders, pretraining = load_encoders(encoders_path, experiment)
+    tokens = ImageEncoder.count_tokens(experiment.image)
     policy = DiffusionPolicy(experiment.policy, experiment.diffusion, tokens)
     metadata = checkpoint.load(policy_path, {"policy": policy})
     policy = policy.eval()
@@ -139,7 +164,7 @@ def export(
     views = torch.zeros(1, *TILED_SHAPE)
     views[:, 40:180, 100:900] = torch.rand(1, 140, 800, 4, generator=generator)
     history = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
-    encoders_graph = EncodersGraph(encoders)
+    encoders_graph = EncodersGraph(encoders, experiment.policy.tokens)
     _export(
         encoders_graph,
         (views, history),
@@ -151,7 +176,7 @@ def export(
         image_tokens, image_valid, action_tokens = encoders_graph(views, history)
     proprio = torch.randn(1, NUM_JOINTS, generator=generator)
     colours = [torch.rand(1, 3, rgb.height, rgb.width, generator=generator) for _ in rgb.cameras]
-    context_graph = ContextGraph(policy, tokens)
+    context_graph = ContextGraph(policy, image_tokens.shape[1])
     _export(
         context_graph,
         (image_tokens, image_valid, action_tokens, proprio, colours),
@@ -173,8 +198,8 @@ def export(
     sampling = {key: value for key, value in vars(experiment.diffusion).items() if key != "parametrization"}
     pinholes = dict(zip(store.cameras, store.episodes[0].pinholes, strict=True))
     parameters = {
-        "image_encoder": count_parameters(encoders.image),
-        "action_encoder": count_parameters(encoders.action),
+        "image_encoder": count_parameters(encoders.image) if encoders else 0,
+        "action_encoder": count_parameters(encoders.action) if encoders else 0,
         "policy": count_parameters(policy),
     }
     manifest = Manifest(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from clamp_ros.fusion.pipeline import Fusion
 from clamp_training.loop import prefetched
 from clamp_training.networks.image import ImageEncoder, ImageTokens
+from clamp_training.processes import ALONE, Processes
 from clamp_training.store import Store
 
 
@@ -44,22 +45,28 @@ class ImageFeatures:
 
 
 @torch.no_grad()
-def extract(encoder: ImageEncoder, store: Store, fusion: Fusion, batch: int = 16) -> ImageFeatures:
-    """Renders and encodes every row of a store."""
-    encoder = encoder.for_inference()
-    tokens: list[NDArray[np.float16]] = []
-    index: list[NDArray[np.int16]] = []
-    counts: list[int] = []
-    starts = range(0, len(store), batch)
+def extract(
+    encoder: ImageEncoder, store: Store, fusion: Fusion, processes: Processes = ALONE, batch: int = 16
+) -> ImageFeatures:
+    """Renders and encodes every row of a store: each process its share, and all get all."""
+    encoder = encoder.for_inference().to(processes.device)
+    tokens: list[torch.Tensor] = [torch.zeros(0, encoder.config.width, dtype=torch.float16)]
+    index: list[torch.Tensor] = [torch.zeros(0, dtype=torch.int16)]
+    counts: list[torch.Tensor] = [torch.zeros(0, dtype=torch.int64)]
+    mine = np.array_split(np.arange(len(store)), processes.count)[processes.rank]
+    starts = range(0, len(mine), batch)
 
     def views(i: int) -> torch.Tensor:
-        rows = range(starts[i], min(starts[i] + batch, len(store)))
-        return torch.from_numpy(np.stack([store.views(row, fusion) for row in rows]))
+        return torch.from_numpy(np.stack([store.views(int(row), fusion) for row in mine[starts[i] :][:batch]]))
 
-    for data in tqdm(prefetched(views, 0, len(starts)), total=len(starts), desc="encoding views", unit="batch"):
-        image = encoder(data, pack=True)
-        for t, v, i in zip(image.tokens, image.valid, image.index, strict=True):
-            tokens.append(t[v].numpy().astype(np.float16))
-            index.append(i[v].numpy().astype(np.int16))
-            counts.append(int(v.sum()))
-    return ImageFeatures(np.concatenate(tokens), np.concatenate(index), np.concatenate([[0], np.cumsum(counts)]))
+    prepared = prefetched(views, 0, len(starts))
+    bar = tqdm(prepared, total=len(starts), desc="encoding views", unit="batch", disable=not processes.first)
+    for data in bar:
+        image = encoder(data.to(processes.device), pack=True)
+        tokens.append(image.tokens[image.valid].to("cpu", torch.float16))
+        index.append(image.index[image.valid].to("cpu", torch.int16))
+        counts.append(image.valid.sum(dim=1).cpu())
+    gathered = [processes.gather_rows(torch.cat(rows)) for rows in (tokens, index, counts)]
+    return ImageFeatures(
+        gathered[0].numpy(), gathered[1].numpy(), np.concatenate([[0], np.cumsum(gathered[2].numpy())])
+    )

@@ -1,4 +1,12 @@
-"""The loop that both trainings share: batches made ahead, checkpoints, curves, Ctrl-C, a stop at a loss gone wrong."""
+"""The loop that both trainings share: batches made ahead, checkpoints, curves, Ctrl-C, a stop at a loss gone wrong.
+
+A step's batch is chosen as a whole, and computed in equal parts: several a process where memory is short
+(`accumulate`), one or more on each of many processes. Random numbers are of two kinds. Those of the data (rows, noise,
+augmentation) are drawn for the whole batch from (seed, step). Those inside the networks (dropout) are drawn a part,
+from (seed, step, part). So a run is the same run on one process or many, and goes on with another number of them,
+within rounding. Two things depend by their nature on how a batch is cut: dropout, unless `accumulate` is a multiple of
+each number of processes, and batch norm, which is over one part of every process.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from clamp_ros.contract.errors import ClampError
+from clamp_ros.contract.errors import ClampError, ConfigError
 from clamp_training import checkpoint
+from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -33,25 +43,32 @@ _EVALUATIONS = 20
 
 
 class NonFiniteLossError(ClampError):
-    """The loss is NaN or infinite; the weights before the step and the batch's rows are saved."""
+    """The loss or its gradient is NaN or infinite; the weights before the step and the batch are saved."""
 
 
 class Interruption:
-    """Turns Ctrl-C into the end of a run: the step is finished, and what was trained is kept. A second one kills."""
+    """Turns Ctrl-C into the end of a run: the step is finished, and what was trained is kept. A second one kills.
 
-    def __init__(self) -> None:
+    Of many processes none is killed by a second one: after the terminal's, each gets another from torchrun.
+    """
+
+    def __init__(self, processes: Processes) -> None:
         self.requested = False
+        self._processes = processes
 
     def __enter__(self) -> Interruption:
-        self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        if self.requested:
+        if self.requested and self._processes.count == 1:
             raise KeyboardInterrupt
+        if self.requested:
+            return
         self.requested = True
         log.warning("stopping after this step; the same command goes on from here")
 
@@ -101,18 +118,65 @@ def cosine_warmup(step: int, steps: int, warmup_steps: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1.0, steps - warmup_steps)))
 
 
-def check_finite(loss: Tensor, folder: Path, step: int, rows: list[int], modules: dict[str, nn.Module]) -> None:
-    """Stops a run whose loss is not finite, saving the weights and the batch's rows for a post-mortem.
+@dataclass
+class Part:
+    """One of the equal parts of a step's batch.
+
+    Attributes:
+        index: its number among the parts of all processes.
+        batch: its samples.
+        seed: of the run, and the step.
+    """
+
+    index: int
+    batch: Batch
+    seed: tuple[int, int]
+
+    def seed_torch(self) -> None:
+        """Seeds what the networks draw, so that computing a part twice gives the same."""
+        checkpoint.seed_torch(*self.seed, self.index)
+
+
+def shares(batch: int, accumulate: int, processes: Processes) -> list[tuple[int, slice]]:
+    """The parts of a batch that are this process's: their numbers, and their places in the batch.
+
+    There are `accumulate` parts, or the next multiple that all processes can share.
 
     Raises:
-        NonFiniteLossError: it is not.
+        ConfigError: the batch cannot be divided so.
     """
-    if not torch.isfinite(loss):
-        path = folder / f"nonfinite_step_{step}.safetensors"
-        checkpoint.save(path, modules, {"step": step, "rows": rows})
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {step}; weights and the batch's rows are in {path}"
+    count = math.lcm(max(1, accumulate), processes.count)
+    if batch % count or accumulate < 1:
+        raise ConfigError(
+            f"a batch of {batch} cannot be divided into {count} equal parts (accumulate {accumulate}, "
+            f"{processes.count} processes); choose a batch that is a multiple"
         )
+    each, size = count // processes.count, batch // count
+    mine = range(processes.rank * each, (processes.rank + 1) * each)
+    return [(i, slice(i * size, (i + 1) * size)) for i in mine]
+
+
+Check = Callable[[Tensor, str], None]
+"""Stops the run if a value, of which all processes have the same, is not finite; its name is for the message."""
+
+
+def mean_gradients(objective: nn.Module, parts: list[Part], check: Check, processes: Processes) -> dict[str, float]:
+    """Gradients of a loss that is a mean over samples: `objective` maps a part's batch to the part's mean.
+
+    `objective` is wrapped by `Processes.average_gradients`. Returns the whole batch's loss, named `loss`.
+    """
+    total = 0.0
+    for i, part in enumerate(parts):
+        part.seed_torch()
+        with ExitStack() as stack:
+            if i < len(parts) - 1 and isinstance(objective, DistributedDataParallel):
+                stack.enter_context(objective.no_sync())
+            loss = objective(moved(part.batch, processes.device))
+            mean = processes.total(loss) / processes.count
+            check(mean, "loss")
+            (loss / len(parts)).backward()
+        total += mean.item() / len(parts)
+    return {"loss": total}
 
 
 @dataclass
@@ -122,14 +186,19 @@ class Loop:
     Attributes:
         out: its folder; `checkpoint.safetensors` there is gone on from.
         described: what the run is, as plain values; a checkpoint of another is refused.
-        modules: everything that is saved; the first one is trained.
-        optimizer: of the trained module.
+        modules: everything that is saved.
+        trained: what is trained, with every module that changes between training and evaluation.
+        optimizer: of the trained parameters.
         steps, samples, seed: length of the run, observations in a batch, seed of every step's random numbers.
+        accumulate: parts that a batch is computed in.
         learning_rate: step to learning rate.
-        batch: generator of numpy for a step to its batch, with the `rows` it is made of; called ahead, in a thread.
-        loss: batch to the loss, and scalars for the curves.
+        batch: a step's generator, and which of the whole batch's samples are wanted, to these; the generator's numbers
+            must not depend on which. Called ahead, in a thread.
+        gradients: leaves the whole batch's gradients in the trained parameters, on every process; returns scalars for
+            the curves.
+        processes: of the run.
         after_step: called with each step that was taken.
-        evaluate: scalars of the held-out data.
+        evaluate: scalars of the held-out data; the first process alone looks.
         save_every_s: time between checkpoints.
     """
 
@@ -137,13 +206,16 @@ class Loop:
     description: str
     described: dict[str, Any]
     modules: dict[str, nn.Module]
+    trained: nn.Module
     optimizer: torch.optim.Optimizer
     steps: int
     samples: int
+    accumulate: int
     seed: int
     learning_rate: Callable[[int], float]
-    batch: Callable[[np.random.Generator], Batch]
-    loss: Callable[[Batch], tuple[Tensor, dict[str, float]]]
+    batch: Callable[[np.random.Generator, slice], Batch]
+    gradients: Callable[[list[Part], Check], dict[str, float]]
+    processes: Processes = ALONE
     after_step: Callable[[int], None] = lambda _step: None
     evaluate: Callable[[], dict[str, float]] | None = None
     save_every_s: float = 60.0
@@ -152,38 +224,58 @@ class Loop:
         """Trains to the end, or to Ctrl-C; gives the steps done in all.
 
         Raises:
-            ConfigError: the checkpoint belongs to other settings.
+            ConfigError: the checkpoint belongs to other settings, or the batch cannot be shared out.
             NonFiniteLossError: the loss is not finite.
         """
-        model = next(iter(self.modules.values()))
+        mine = shares(self.samples, self.accumulate, self.processes)
         first = done = checkpoint.resume(self._checkpoint, self.described, self.modules, self.optimizer)
-        batches = prefetched(lambda step: self.batch(np.random.default_rng([self.seed, step])), first, self.steps)
-        saved = time.monotonic()
-        progress = Progress(self.out, first, self.steps, self.samples, self.description)
-        with progress, Interruption() as stop, closing(batches):
-            for step, batch in enumerate(batches, start=first):
-                model.train()
-                checkpoint.seed_step(self.seed, step)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.learning_rate(step)
-                loss, scalars = self.loss(batch)
-                check_finite(loss, self.out, step, batch["rows"].tolist(), self.modules)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                self.optimizer.step()
-                self.after_step(step)
+
+        def prepared(step: int) -> list[Part]:
+            key = (self.seed, step)
+            return [Part(i, self.batch(np.random.default_rng(key), samples), key) for i, samples in mine]
+
+        with ExitStack() as stack:
+            progress = None
+            if self.processes.first:
+                progress = stack.enter_context(Progress(self.out, first, self.steps, self.samples, self.description))
+            stop = stack.enter_context(Interruption(self.processes))
+            batches = stack.enter_context(closing(prefetched(prepared, first, self.steps)))
+            saved = time.monotonic()
+            for step in range(first, self.steps):
+                began = time.perf_counter()
+                parts = next(batches)
+                waited = time.perf_counter() - began
+                scalars = self._step(step, parts)
                 done = step + 1
-                progress.step(step, scalars)
-                if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
-                    progress.write(step, self.evaluate())
-                if time.monotonic() - saved > self.save_every_s:
-                    self._save(done)
-                    saved = time.monotonic()
-                if stop.requested:
+                if progress is not None:
+                    waiting = 100.0 * waited / (time.perf_counter() - began)
+                    progress.step(step, {**scalars, "loader_wait_percent": waiting})
+                    if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
+                        progress.write(step, self.evaluate())
+                    if time.monotonic() - saved > self.save_every_s:
+                        self._save(done)
+                        saved = time.monotonic()
+                if self.processes.any(stop.requested):
                     break
-        self._save(done)
+        if self.processes.first:
+            self._save(done)
+        self.processes.wait()
         return done
+
+    def _step(self, step: int, parts: list[Part]) -> dict[str, float]:
+        def check(value: Tensor, what: str) -> None:
+            check_finite(value, self.out, step, parts, self.modules, self.processes, what)
+
+        self.trained.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        scalars = self.gradients(parts, check)
+        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+        check(norm, "gradient's norm")
+        self.optimizer.step()
+        self.after_step(step)
+        return scalars
 
     @property
     def _checkpoint(self) -> Path:
@@ -191,3 +283,28 @@ class Loop:
 
     def _save(self, done: int) -> None:
         checkpoint.save(self._checkpoint, self.modules, {"step": done, "experiment": self.described}, self.optimizer)
+
+
+def check_finite(
+    value: Tensor,
+    folder: Path,
+    step: int,
+    parts: list[Part],
+    modules: dict[str, nn.Module],
+    processes: Processes = ALONE,
+    what: str = "loss",
+) -> None:
+    """Stops a run at a value that is not finite, saving the weights and this process's batch for a post-mortem.
+
+    Raises:
+        NonFiniteLossError: it is not.
+    """
+    if torch.isfinite(value):
+        return
+    name = f"nonfinite_step_{step}" + ("" if processes.first else f"_process_{processes.rank}")
+    batch = {f"part_{part.index}/{key}": x for part in parts for key, x in checkpoint.flat(part.batch).items()}
+    saved = modules if processes.first else {}  # the weights are the same everywhere
+    checkpoint.save(folder / f"{name}.safetensors", saved, {"step": step}, tensors=batch)
+    raise NonFiniteLossError(
+        f"the {what} is {value.item()} at step {step}; the weights and the batch are in {folder / name}.safetensors"
+    )

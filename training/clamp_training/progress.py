@@ -22,11 +22,13 @@ class Progress:
         self._file = (folder / "scalars.jsonl").open("a", buffering=1)
         self._sums: dict[str, float] = {}
         self._count = 0
+        self._last = first_step
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._flush()  # what the last few steps found
         self._bar.close()
         self._writer.close()
         self._file.close()
@@ -36,14 +38,19 @@ class Progress:
         """One training step's scalars; means over `every` steps are written."""
         self._bar.update(1)
         self._count += 1
+        self._last = step
         for key, value in scalars.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         if self._count == every:
-            self.write(step, {key: value / self._count for key, value in self._sums.items()})
             rate = self._bar.format_dict["rate"] or 0.0
             means = {key: f"{value / self._count:.4f}" for key, value in self._sums.items()}
             self._bar.set_postfix({**means, "samples_per_s": f"{rate * self._samples:.0f}"})
-            self._sums, self._count = {}, 0
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._count:
+            self.write(self._last, {key: value / self._count for key, value in self._sums.items()})
+        self._sums, self._count = {}, 0
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Scalars at a step, at once."""

@@ -207,6 +207,7 @@ class Store:
     def __init__(self, folders: Sequence[Path], part: slice | None = None) -> None:
         self.episodes: list[_EpisodeData] = []
         self.bags: list[str] = []
+        self.tasks: list[str] = []
         self.cameras: tuple[str, ...] = ()
         made_with: dict[str, Any] = {}
         for folder in folders:
@@ -225,6 +226,7 @@ class Store:
             for row in index["episodes"][part or slice(None)]:
                 self.episodes.append(_load_episode(folder / row["file"], self.cameras))
                 self.bags.append(row["bag"])
+                self.tasks.append(row["task"])
         self.rows = [(e, t) for e, data in enumerate(self.episodes) for t in range(len(data.tensors["stamps_ns"]))]
         """(episode, time) of every row."""
         self._decompress = zstandard.ZstdDecompressor()

@@ -1,197 +1,354 @@
-"""Training of the diffusion policy on frozen CLAMP encoders (paper Section III-C, Appendix C)."""
+"""Training of the diffusion policy: pretraining without CLAMP tokens, fine-tuning with (Section III-C, Appendix C)."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clamp_ros.contract.errors import ArtifactError, ConfigError
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
 from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import Experiment
 from clamp_training.features import ImageFeatures, extract
-from clamp_training.loop import Batch, Loop, cosine_warmup, rows_for_step
-from clamp_training.networks.image import ImageTokens
+from clamp_training.loop import Check, Loop, Part, cosine_warmup, mean_gradients, rows_for_step
+from clamp_training.networks.action import ActionEncoder
+from clamp_training.networks.image import ImageEncoder, ImageTokens
 from clamp_training.networks.policy import Context, DiffusionPolicy
-from clamp_training.pretrain import Encoders, fill_start, first_commands, load_encoders, statistics
+from clamp_training.pretrain import (
+    Encoders,
+    fill_start,
+    first_commands,
+    load_encoders,
+    save_encoders,
+    statistics,
+)
+from clamp_training.processes import ALONE, Processes, moved, share_batch_norms
 from clamp_training.store import Store, new_fusion
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class PolicyData:
-    """Batches of a store for the policy: cached image tokens, colour, joints, history, actions."""
+    """Batches of a store for the policy: image tokens or views, colour, joints, history, actions.
 
-    def __init__(self, experiment: Experiment, store: Store, encoders: Encoders, normalization: Normalization) -> None:
+    `encoders` are None where the policy reads nothing of them; their tokens are computed here, once, where the
+    experiment caches them.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        store: Store,
+        encoders: Encoders | None,
+        normalization: Normalization,
+        processes: Processes = ALONE,
+    ) -> None:
         self.experiment = experiment
         self.normalization = normalization
         self.rows = len(store)
-        self.features: ImageFeatures = extract(encoders.image, store, new_fusion(experiment.fusion))
+        self.store = store
+        self.features: ImageFeatures | None = None
+        if encoders is not None:
+            self.fusion = new_fusion(experiment.fusion)
+            if experiment.training.cache:
+                self.features = extract(encoders.image, store, self.fusion, processes)
         self.joints = normalization.proprio(store.stacked("joint_positions"))
         self.history = store.stacked("history")
         self.firsts = first_commands(store)
         self.actions = normalization.actions(store.stacked("actions"))
         self.rgb = {camera: store.stacked(f"rgb_{camera}") for camera in experiment.policy.rgb.cameras}
 
-    def batch(self, rows: NDArray[np.int64], rng: np.random.Generator | None) -> dict[str, Any]:
-        """One batch; with `rng` as training sees it, without as the robot does."""
-        settings = self.experiment.training
-        history, proprio = self.history[rows], self.joints[rows]
+    def batch(
+        self, rows: NDArray[np.int64], rng: np.random.Generator | None = None, samples: slice = slice(None)
+    ) -> dict[str, Any]:
+        """Some samples of a batch; with `rng` as training sees them, without as the robot does.
+
+        Random numbers are drawn for all of the batch's rows, whichever of its samples are wanted.
+        """
+        settings, mine = self.experiment.training, rows[samples]
+        history, proprio = self.history[mine], self.joints[mine]
+        rgb = {c: torch.from_numpy(a[mine]).permute(0, 3, 1, 2).float() / 255.0 for c, a in self.rgb.items()}
+        out: dict[str, Any] = {}
         if rng is not None:
-            history = fill_start(history, self.firsts[rows], rng)
-            proprio = proprio + settings.state_noise * rng.standard_normal(proprio.shape).astype(np.float32)
-        rgb = {c: torch.from_numpy(a[rows]).permute(0, 3, 1, 2).float() / 255.0 for c, a in self.rgb.items()}
-        if rng is not None:
-            rgb = {c: photometric(image, rng) for c, image in rgb.items()}
+            history = fill_start(self.history[rows], self.firsts[rows], rng, self.experiment.history_fill)[samples]
+            state_noise = settings.state_noise * rng.standard_normal((len(rows), NUM_JOINTS))
+            proprio = proprio + state_noise[samples].astype(np.float32)
+            for camera, images in rgb.items():
+                corner = rng.random((len(rows), 2))[samples]
+                distorted = photometric(images, *(x[samples] for x in colour_changes(len(rows), rng)))
+                rgb[camera] = random_crop(distorted, self.experiment.policy.rgb.cropped, corner)
+            shape = (len(rows), settings.draws)
+            out["steps"] = torch.from_numpy(rng.integers(self.experiment.diffusion.train_steps, size=shape)[samples])
+            noise = rng.standard_normal((*shape, CHUNK_SIZE, NUM_JOINTS), dtype=np.float32)
+            out["noise"] = torch.from_numpy(noise[samples])
+        if self.features is not None:
+            out["image"] = self.features.batch(mine)
+        elif self.experiment.policy.tokens != "none":
+            out["views"] = torch.from_numpy(np.stack([self.store.views(int(r), self.fusion) for r in mine]))
         return {
-            "rows": rows,
-            "image": self.features.batch(rows),
+            **out,
+            "rows": mine,
             "history": torch.from_numpy(self.normalization.history(history)),
             "proprio": torch.from_numpy(proprio),
             "rgb": rgb,
-            "actions": torch.from_numpy(self.actions[rows]),
+            "actions": torch.from_numpy(self.actions[mine]),
         }
 
 
-def photometric(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Random brightness, contrast and colour balance of (B, 3, h, w) in 0..1 (paper: photometric distortions)."""
-    b = len(images)
-    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (b, 3, 1, 1)) * rng.uniform(0.8, 1.2, (b, 1, 1, 1))).float()
-    offset = torch.from_numpy(rng.uniform(-0.1, 0.1, (b, 1, 1, 1))).float()
-    return ((images - 0.5) * gain + 0.5 + offset).clamp(0.0, 1.0)
+def colour_changes(count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Random gains (N, 3) and offsets (N, 1) for `photometric`."""
+    gain = rng.uniform(0.8, 1.2, (count, 3)) * rng.uniform(0.8, 1.2, (count, 1))
+    return gain.astype(np.float32), rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float32)
 
 
-def noise_loss(policy: DiffusionPolicy, context: Context, actions: Tensor, draws: int) -> Tensor:
-    """The training objective at random steps (Section III-C).
+def photometric(images: Tensor, gain: NDArray[np.float32], offset: NDArray[np.float32]) -> Tensor:
+    """Changes brightness, contrast and colour balance of (B, 3, h, w) in 0..1 (paper: photometric distortions)."""
+    scale, shift = (torch.from_numpy(x)[:, :, None, None] for x in (gain, offset))
+    return ((images - 0.5) * scale + 0.5 + shift).clamp(0.0, 1.0)
 
-    `actions` (B, 50, 14) are normalised; `draws` noise samples share each observation's context.
+
+def random_crop(images: Tensor, size: tuple[int, int], corner: NDArray[np.float64]) -> Tensor:
+    """(B, 3, H, W) cut to (B, 3, h, w), each at its own corner (B, 2), given as a share of the room there is."""
+    room = np.array(images.shape[2:]) - size
+    if not room.any():
+        return images
+    top_left = np.floor(corner * (room + 1)).astype(int)
+    return torch.stack([i[:, y : y + size[0], x : x + size[1]] for i, (y, x) in zip(images, top_left, strict=True)])
+
+
+class Objective(nn.Module):
+    """A batch to the training objective (Section III-C): the policy, on encoders that are frozen or trained with it."""
+
+    def __init__(self, policy: DiffusionPolicy, encoders: Encoders | None, bf16: bool = False, unfreeze: bool = False):
+        super().__init__()
+        self.policy = policy
+        self.encoders = nn.ModuleDict({} if encoders is None else {"image": encoders.image, "action": encoders.action})
+        self.encoders.requires_grad_(unfreeze)
+        self.bf16 = bf16
+        self.unfreeze = unfreeze
+
+    def train(self, mode: bool = True) -> Objective:
+        """Training mode; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        self.encoders.train(mode and self.unfreeze)
+        return self
+
+    def context(self, data: dict[str, Any]) -> Context:
+        """What the denoiser reads of a batch."""
+        image, history = self._tokens(data) if self.encoders else (None, None)
+        return self.policy.context(image, history, data["rgb"], data["proprio"])
+
+    def _tokens(self, data: dict[str, Any]) -> tuple[ImageTokens, Tensor]:
+        image_encoder = cast(ImageEncoder, self.encoders["image"])
+        action_encoder = cast(ActionEncoder, self.encoders["action"])
+        with torch.set_grad_enabled(self.unfreeze and torch.is_grad_enabled()):
+            history = action_encoder(data["history"])
+            image: ImageTokens = data["image"] if "image" in data else image_encoder(data["views"], pack=True)
+            if self.policy.config.tokens == "pooled":
+                return pooled_tokens(image_encoder.pooled(image)), action_encoder.pooled(history)[:, None]
+            return image, history
+
+    def forward(self, data: dict[str, Any]) -> Tensor:
+        """The mean loss; each observation's noise samples share its context."""
+        draws = data["steps"].shape[1]
+        with torch.autocast(data["actions"].device.type, torch.bfloat16, enabled=self.bf16):
+            clean = data["actions"].repeat_interleave(draws, dim=0)
+            context = self.context(data).repeat(draws)
+            return self.policy.noise_loss(clean, data["noise"].flatten(0, 1), data["steps"].flatten(), context)
+
+
+def pooled_tokens(embedding: Tensor) -> ImageTokens:
+    """The pooled embedding (B, D) as the only token."""
+    index = torch.zeros(len(embedding), 1, dtype=torch.int64, device=embedding.device)
+    return ImageTokens(embedding[:, None], torch.ones_like(index, dtype=torch.bool), index)
+
+
+class Average:
+    """Exponential moving average of what is trained, warmed up so that the first steps do not linger.
+
+    Frozen encoders are shared, not copied.
     """
-    clean = actions.repeat_interleave(draws, dim=0)
-    steps = torch.randint(policy.train_steps, (len(clean),), device=clean.device)
-    return policy.noise_loss(clean, torch.randn_like(clean), steps, context.repeat(draws))
 
-
-class Average(Generic[M]):
-    """Exponential moving average of a module's weights, warmed up so that the first steps do not linger."""
-
-    def __init__(self, module: M, decay: float) -> None:
+    def __init__(self, objective: Objective, decay: float) -> None:
         self.decay = decay
-        self.module: M = copy.deepcopy(module).requires_grad_(False)
+        frozen = {} if objective.unfreeze else {id(objective.encoders): objective.encoders}
+        self.module: Objective = copy.deepcopy(objective, frozen).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Moves the average towards the module."""
+    def update(self, objective: Objective, step: int) -> None:
+        """Moves the average towards the objective."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        for mean, value in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
-            if mean.is_floating_point():
+        for mean, value in zip(self.module.state_dict().values(), objective.state_dict().values(), strict=True):
+            if mean.is_floating_point() and mean.data_ptr() != value.data_ptr():
                 mean.lerp_(value, 1.0 - decay)
             else:
                 mean.copy_(value)
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:
-    """The step's learning rate."""
+    """The step's learning rate; 'constant' is the paper's: linear from 0, then constant."""
     settings = experiment.training
     if settings.decay == "cosine":
         return settings.learning_rate * cosine_warmup(step, settings.steps, settings.warmup_steps)
-    return settings.learning_rate * min(1.0, (step + 1) / settings.warmup_steps)
-
-
-def encode(policy: DiffusionPolicy, encoders: Encoders, data: dict[str, Any]) -> Context:
-    """A batch's context; the encoders stay frozen."""
-    with torch.no_grad():
-        history = encoders.action(data["history"])
-    image: ImageTokens = data["image"]
-    return policy.context(image, history, data["rgb"], data["proprio"])
+    return settings.learning_rate * min(1.0, step / max(1, settings.warmup_steps))
 
 
 def train_policy(
     experiment: Experiment,
     store: Store,
     validation: Store | None,
-    encoders_path: Path,
+    encoders_path: Path | None,
     out: Path,
     initial: Path | None = None,
     save_every_s: float = 60.0,
+    processes: Processes = ALONE,
+    normalization: Normalization | None = None,
 ) -> Path:
     """Trains into `out/policy.safetensors`, going on from `out/checkpoint.safetensors` if there is one.
 
-    Ctrl-C ends it after the step: the weights so far are written, and the same command goes on.
+    Ctrl-C ends it after the step: the weights so far are written, and the same command goes on. Encoders that were
+    trained as well are in `out/encoders.safetensors`.
 
     Args:
         experiment: sizes and schedules.
         store: demonstrations.
         validation: held-out demonstrations for the curves.
-        encoders_path: pretrained encoders; frozen.
+        encoders_path: pretrained encoders; None if and only if the policy reads nothing of them.
         out: folder of the run.
-        initial: a policy to start from, as the paper's fine-tuning does.
+        initial: a pretrained policy to start from.
         save_every_s: time between checkpoints.
+        processes: of the run.
+        normalization: the statistics to scale by; by default the encoders', the initial policy's, or the store's.
 
     Raises:
-        ArtifactError, ConfigError: encoders or checkpoint do not fit the experiment.
+        ArtifactError, ConfigError: encoders, initial policy or checkpoint do not fit the experiment, or each other.
         NonFiniteLossError: the loss is not finite.
     """
     settings = experiment.training
-    encoders, metadata = load_encoders(encoders_path, experiment)
-    normalization = Normalization(**metadata["normalization"])
-    data = PolicyData(experiment, store, encoders, normalization)
-    held_out = PolicyData(experiment, validation, encoders, normalization) if validation is not None else None
+    if (encoders_path is None) != (experiment.policy.tokens == "none"):
+        raise ConfigError(
+            f"policy.tokens is {experiment.policy.tokens!r} and --encoders is {encoders_path}: a policy that reads "
+            "CLAMP tokens needs encoders, and one that reads 'none' takes none"
+        )
+    encoders, metadata = None, {}
+    if encoders_path is not None:
+        encoders, metadata = load_encoders(encoders_path, experiment)
+    normalization = agreed_normalization(store, encoders_path, initial, normalization)
+    data = PolicyData(experiment, store, encoders, normalization, processes)
+    held_out = None
+    if validation is not None:
+        held_out = PolicyData(experiment, validation, encoders, normalization, processes)
 
     torch.manual_seed(settings.seed)
-    policy = DiffusionPolicy(experiment.policy, experiment.diffusion, encoders.image.num_tokens)
+    policy = DiffusionPolicy(experiment.policy, experiment.diffusion, ImageEncoder.count_tokens(experiment.image))
     if initial is not None:
-        checkpoint.load(initial, {"policy": policy})
-    average = Average(policy, settings.ema)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    described = {"config": experiment.to_dict(), "encoders": encoders_path.name}
+        start_from(policy, initial, settings.initial)
+    share_batch_norms(policy, processes)
+    objective = Objective(policy, encoders, settings.bf16, settings.unfreeze)
+    partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
+    wrapped = processes.average_gradients(objective, partly_used)
+    average = Average(objective, settings.ema)
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    described = {"config": experiment.to_dict(), "encoders": encoders_path.name if encoders_path else ""}
+    if initial is not None:
+        described["initial"] = initial.name
+    modules: dict[str, nn.Module] = {"policy": policy, "average": average.module.policy}
+    if settings.unfreeze:
+        modules |= {"encoders": objective.encoders, "average_encoders": average.module.encoders}
 
-    def loss(item: Batch) -> tuple[Tensor, dict[str, float]]:
-        value = noise_loss(policy, encode(policy, encoders, item), item["actions"], settings.draws)
-        return value, {"noise_loss": value.item()}
+    def gradients(parts: list[Part], check: Check) -> dict[str, float]:
+        return {"noise_loss": mean_gradients(wrapped, parts, check, processes)["loss"]}
 
     done = Loop(
         out=out,
         description="policy",
         described=described,
-        modules={"policy": policy, "average": average.module},
+        modules=modules,
+        trained=objective,
         optimizer=optimizer,
         steps=settings.steps,
         samples=settings.batch,
+        accumulate=settings.accumulate,
         seed=settings.seed,
         learning_rate=lambda step: learning_rate(experiment, step),
-        batch=lambda rng: data.batch(rows_for_step(rng, data.rows, settings.batch), rng),
-        loss=loss,
-        after_step=lambda step: average.update(policy, step),
-        evaluate=None if held_out is None else lambda: evaluate(average.module, encoders, held_out),
+        batch=lambda rng, samples: data.batch(rows_for_step(rng, data.rows, settings.batch), rng, samples),
+        gradients=gradients,
+        processes=processes,
+        after_step=lambda step: average.update(objective, step),
+        evaluate=None if held_out is None else lambda: evaluate(average.module, held_out),
         save_every_s=save_every_s,
     ).run()
     final = out / "policy.safetensors"
-    exported = average.module if settings.ema > 0.0 else policy
-    metadata = {"step": done, "experiment": described, "normalization": statistics(normalization)}
-    checkpoint.save(final, {"policy": exported}, metadata)
+    exported = average.module if settings.ema > 0.0 else objective
+    if processes.first:
+        record = {"step": done, "experiment": described, "normalization": statistics(normalization)}
+        checkpoint.save(final, {"policy": exported.policy}, record)
+        if encoders is not None and settings.unfreeze:
+            encoders.image.load_state_dict(exported.encoders["image"].state_dict())
+            encoders.action.load_state_dict(exported.encoders["action"].state_dict())
+            save_encoders(
+                out / "encoders.safetensors", encoders, metadata["step"], metadata["experiment"], normalization
+            )
+    processes.wait()
     return final
 
 
+def agreed_normalization(
+    store: Store, encoders: Path | None, initial: Path | None, given: Normalization | None = None
+) -> Normalization:
+    """The statistics that encoders, initial policy and training share: those of the pretraining data (Appendix C).
+
+    Raises:
+        ArtifactError: they were made with different ones.
+    """
+    found = {str(path): checkpoint.normalization(path) for path in (encoders, initial) if path is not None}
+    if given is not None:
+        found["--normalization"] = given
+    for name, statistic in found.items():
+        first, expected = next(iter(found.items()))
+        if any(not np.allclose(getattr(expected, key), value) for key, value in vars(statistic).items()):
+            raise ArtifactError(
+                f"{first} and {name} were trained with different statistics of joints and actions; pretrain the "
+                f"policy again with `--normalization {first}`"
+            )
+    return next(iter(found.values())) if found else store.normalization()
+
+
+def start_from(policy: DiffusionPolicy, initial: Path, part: str) -> None:
+    """Loads a pretrained policy: 'all' of it, or the 'decoder' alone, whose K/V projections of the latents included.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of other sizes.
+    """
+    before = {key: value.clone() for key, value in policy.state_dict().items()}
+    checkpoint.load(initial, {"policy": policy})
+    if part == "decoder":
+        kept = tuple(f"{name}." for name in ("decoder", "decoder_norm", "action", "step", "head"))
+        state = {k: v for k, v in policy.state_dict().items() if k.startswith(kept) or k == "position_action"}
+        policy.load_state_dict({**before, **state})
+
+
 @torch.no_grad()
-def evaluate(policy: DiffusionPolicy, encoders: Encoders, data: PolicyData, samples: int = 64) -> dict[str, float]:
+def evaluate(objective: Objective, data: PolicyData, samples: int = 64) -> dict[str, float]:
     """Held-out scalars: the mean absolute error of sampled chunks over their first 25 actions, in milliradians."""
-    policy.eval()
+    objective.eval()
+    device = next(objective.policy.parameters()).device
     diffusion = data.experiment.diffusion
     schedule = diffusion.noise_schedule()
     rows = np.random.default_rng(0).choice(data.rows, size=min(samples, data.rows), replace=False)
-    item = data.batch(rows, None)
-    context = encode(policy, encoders, item)
+    item = data.batch(rows)
+    context = objective.context(moved(item, device))
 
     def denoise(noisy: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-        steps = torch.full((len(rows),), step, dtype=torch.int64)
-        return policy.denoise(torch.from_numpy(noisy), steps, context).numpy()
+        steps = torch.full((len(rows),), step, dtype=torch.int64, device=device)
+        return objective.policy.denoise(torch.from_numpy(noisy).to(device), steps, context).cpu().numpy()
 
     shape = (len(rows), CHUNK_SIZE, NUM_JOINTS)
     chunk = sample(denoise, shape, np.random.default_rng(0), schedule, diffusion.inference_steps, diffusion.sampler)

@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clamp_ros.contract.views import TILED_SHAPE
 from clamp_training.config import ImageEncoderConfig
@@ -60,13 +61,13 @@ def pack_indices(valid: Tensor) -> Tensor:
 class ImageEncoder(nn.Module):
     """Views (B, 224, 1120, 4) in metres to tokens and the pooled embedding."""
 
+    looked_at: Tensor
+
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
         self.config = config
         height, width, channels = TILED_SHAPE
-        if height % config.patch:
-            raise ValueError(f"patch {config.patch} does not divide the views' {height} pixels")
-        self.num_tokens = (height // config.patch) * (width // config.patch)
+        self.num_tokens = self.count_tokens(config)
         self.embed = nn.Linear(config.patch**2 * channels, config.width)
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
@@ -81,10 +82,26 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.pool = AttentionPool(config.width, config.heads, config.mlp)
         self.folded = False
+        columns = torch.arange(self.num_tokens) % (width // config.patch)
+        tiles = columns // (height // config.patch)  # the views are square
+        self.register_buffer("looked_at", torch.isin(tiles, torch.tensor(config.tiles)), persistent=False)
+
+    @staticmethod
+    def count_tokens(config: ImageEncoderConfig) -> int:
+        """Patches of the full grid.
+
+        Raises:
+            ValueError: the patch does not divide a view.
+        """
+        height, width, _ = TILED_SHAPE
+        if height % config.patch:
+            raise ValueError(f"patch {config.patch} does not divide the views' {height} pixels")
+        return (height // config.patch) * (width // config.patch)
 
     def forward(self, views: Tensor, pack: bool = False) -> ImageTokens:
         """Unpooled tokens; `pack` keeps only as many slots as the fullest row needs."""
         patches, coordinates, valid = patchify(views, self.config.patch)
+        valid = valid & self.looked_at
         index = torch.arange(self.num_tokens, device=views.device).expand(views.shape[0], -1)
         if pack:
             index = pack_indices(valid)
@@ -93,12 +110,18 @@ class ImageEncoder(nn.Module):
             valid = torch.gather(valid, 1, index)
         x = self.embed(patches) + self.position[index]
         mask = key_mask(valid)
-        for i, block in enumerate(self.blocks):
-            rotation = None
-            if self.config.string:
-                rotation = Rotator(cast(CayleyString, self.strings[i]), coordinates, self.folded)
-            x = block(x, mask=mask, rotation=rotation)
+        for i in range(self.config.depth):
+            if self.config.checkpoint and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(self._layer, i, x, coordinates, mask, use_reentrant=False))
+            else:
+                x = self._layer(i, x, coordinates, mask)
         return ImageTokens(self.norm(x), valid, index)
+
+    def _layer(self, i: int, x: Tensor, coordinates: Tensor, mask: Tensor) -> Tensor:
+        rotation = None
+        if self.config.string:
+            rotation = Rotator(cast(CayleyString, self.strings[i]), coordinates, self.folded)
+        return self.blocks[i](x, mask=mask, rotation=rotation)
 
     def pooled(self, tokens: ImageTokens) -> Tensor:
         """The (B, D) embedding of the contrastive loss, not normalised."""

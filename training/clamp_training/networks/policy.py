@@ -46,8 +46,8 @@ class DiffusionPolicy(nn.Module):
     Args:
         config: widths and layers.
         diffusion: its number of steps K is the length of the one-hot encoding.
-        image_tokens: patches of the image encoder's full grid; 0 builds the policy without CLAMP tokens, as the paper
-            pretrains it, and `clamp=False` in `context` runs a policy built with them in that way.
+        image_tokens: patches of the image encoder's full grid. Every policy has their positional embeddings, also one
+            that is pretrained without CLAMP tokens, so that it can be fine-tuned with them.
     """
 
     alpha_bar: Tensor
@@ -90,8 +90,8 @@ class DiffusionPolicy(nn.Module):
         """Encodes an observation once.
 
         Args:
-            image: frozen CLAMP image tokens, or None to pretrain the policy without them.
-            history: frozen CLAMP action tokens (B, 50, D), or None likewise.
+            image: CLAMP image tokens, or None to pretrain the policy without them.
+            history: CLAMP action tokens (B, 50, D), or the pooled one (B, 1, D), or None likewise.
             rgb: colour of each camera, (B, 3, h, w) in 0..1.
             proprio: (B, 14) normalised joint positions.
         """
@@ -102,7 +102,7 @@ class DiffusionPolicy(nn.Module):
             tokens.append(colour)
             valid.append(torch.ones_like(colour[..., 0], dtype=torch.bool))
         if history is not None:
-            tokens.append(history + self.position_history)
+            tokens.append(history + self.position_history[: history.shape[1]])
             valid.append(torch.ones_like(history[..., 0], dtype=torch.bool))
         if image is not None:
             tokens.append(image.tokens + self.position_image[image.index])

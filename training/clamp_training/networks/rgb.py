@@ -85,16 +85,21 @@ class RgbBackbones(nn.Module):
         if config.cameras and not config.weights:
             log.warning("policy.rgb.weights is empty: the colour backbones start from random weights, not ImageNet's")
         self.project = nn.Linear(config.hidden[-1], width)
-        self.rows, self.columns = -(-config.height // 32), -(-config.width // 32)
+        height, width_px = config.cropped
+        self.rows, self.columns = -(-height // 32), -(-width_px // 32)
         self.camera = nn.Parameter(torch.randn(len(config.cameras), 1, width) / width**0.5)
         self.register_buffer("position", sine_position(self.rows, self.columns, width), persistent=False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Tokens of all cameras in the config's order."""
+        """Tokens of all cameras in the config's order; images that are not cropped yet are, about the centre."""
         maps = []
+        height, width = self.config.cropped
         for i, (camera, backbone) in enumerate(self.backbones.items()):
-            features = backbone((images[camera] - self.mean) / self.std).last_hidden_state
+            image = images[camera]
+            top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
+            image = image[:, :, top : top + height, left : left + width]
+            features = backbone((image - self.mean) / self.std).last_hidden_state
             maps.append(self.project(features.flatten(2).transpose(1, 2)) + self.position + self.camera[i])
         return torch.cat(maps, dim=1)

@@ -48,12 +48,18 @@ class Tokenizer:
                 f"{config.tokenizer} has {self._model.get_vocab_size()} entries, text.vocabulary is {config.vocabulary}"
             )
 
+    def _tokens(self, text: str) -> list[int]:
+        if self._model is None:
+            return [byte + _BYTE_OFFSET for byte in text.encode()]
+        return list(self._model.encode(text, add_special_tokens=False).ids)
+
+    def fits(self, text: str) -> bool:
+        """Whether all of a text is read."""
+        return len(self._tokens(text)) < self.length
+
     def ids(self, text: str) -> NDArray[np.int64]:
         """(tokens,) int64."""
-        if self._model is None:
-            tokens = [byte + _BYTE_OFFSET for byte in text.encode()]
-        else:
-            tokens = list(self._model.encode(text, add_special_tokens=False).ids)
+        tokens = self._tokens(text)
         out = np.full(self.length, PAD, dtype=np.int64)
         tokens = [*tokens[: self.length - 1], END]
         out[: len(tokens)] = tokens

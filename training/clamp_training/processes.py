@@ -1,0 +1,182 @@
+"""The processes of one run: started by `torchrun` there are many, otherwise one; the code that trains is the same.
+
+Each process holds the whole model, takes its share of every batch, and averages gradients with the others
+(DistributedDataParallel). The first process alone writes: checkpoints, curves, progress. Nothing that a training run
+computes may depend on how many there are; what does so by nature (batch norm) is computed over all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from clamp_ros.contract.errors import ConfigError
+
+_TIMEOUT = timedelta(minutes=30)
+"""The others wait this long for one that encodes a store or looks at held-out data."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of `count` processes this is, and the device it computes on."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes; not differentiable."""
+        value = value.detach().clone()
+        if self.count > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in some process."""
+        return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0) if self.count > 1 else flag
+
+    def wait(self) -> None:
+        """Returns once every process has come here."""
+        self.any(False)
+
+    def average_gradients(self, module: nn.Module, partly_used: bool) -> nn.Module:
+        """The module, with its gradients averaged over the processes during every backward pass.
+
+        `partly_used` says that a backward pass may leave parameters without a gradient.
+        """
+        module.to(self.device)
+        if self.count == 1:
+            return module
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=partly_used
+        )
+
+    def gather_rows(self, mine: Tensor) -> Tensor:
+        """Every process's rows (N_i, ...) of one dtype and width, concatenated in the order of the processes."""
+        if self.count == 1:
+            return mine
+        counts = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        counts[self.rank] = len(mine)
+        out = []
+        for rank, count in enumerate(self.total(counts).tolist()):
+            part = mine.to(self.device) if rank == self.rank else mine.new_empty(count, *mine.shape[1:])
+            raw = part.contiguous().view(torch.uint8) if part.dtype in (torch.int16, torch.float16) else part
+            raw = raw.to(self.device)
+            distributed.broadcast(raw, rank)
+            out.append(raw.view(mine.dtype).to(mine.device))
+        return torch.cat(out)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that `torchrun` started this one with, joined for the duration; `ALONE` but for its GPU otherwise.
+
+    Raises:
+        ConfigError: there are more processes on this machine than GPUs.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local} of this machine has no GPU, which has {torch.cuda.device_count()}; "
+                "start no more processes than GPUs, or hide them by CUDA_VISIBLE_DEVICES= to train on the CPU"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if count == 1:
+        yield Processes(device=device)
+        return
+    if rank:
+        logging.getLogger().setLevel(logging.ERROR)  # what the first process says is true of all
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield Processes(rank, count, device)
+    finally:
+        distributed.destroy_process_group()
+
+
+def default_threads() -> int:
+    """This process's share of the machine's cores."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A batch on a device: tensors within dicts and dataclasses; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: moved(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes, whose gradient is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        distributed.all_reduce(gradient)
+        return gradient
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, as if one held them; torch's own runs on GPUs only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, h, w); every process has as many images."""
+        if not self.training:
+            return super().forward(input)
+        x, axes = input.float(), (0, 2, 3)
+        count = x.numel() / x.shape[1] * distributed.get_world_size()
+        mean = cast(Tensor, _Total.apply(x.sum(axes))) / count
+        centred = x - mean[:, None, None]
+        variance = cast(Tensor, _Total.apply(centred.square().sum(axes))) / count
+        with torch.no_grad():
+            momentum = 0.1 if self.momentum is None else self.momentum
+            cast(Tensor, self.running_mean).lerp_(mean, momentum)
+            cast(Tensor, self.running_var).lerp_(variance * count / (count - 1), momentum)
+            cast(Tensor, self.num_batches_tracked).add_(1)
+        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+def share_batch_norms(module: nn.Module, processes: Processes) -> None:
+    """Replaces every batch norm of a module in place by one over all processes, with the same state."""
+    if processes.count == 1:
+        return
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                setattr(parent, name, shared)
