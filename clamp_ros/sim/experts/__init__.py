@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clamp_ros.contract.errors import SimulationError
+from clamp_ros.sim.experts.drawer_open import make_drawer_open_expert
 from clamp_ros.sim.experts.expert import Expert
 from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _EXPERTS = {
     "mug_on_plate": make_mug_on_plate_expert,
     "mug_on_plate_easy": make_mug_on_plate_expert,
+    "drawer_open": make_drawer_open_expert,
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from clamp_ros.sim.tasks.drawer_open import DrawerOpen
 from clamp_ros.sim.tasks.mug_on_plate import MugOnPlate, MugOnPlateEasy
 from clamp_ros.sim.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (MugOnPlate, MugOnPlateEasy)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (MugOnPlate, MugOnPlateEasy, DrawerOpen)}
 
 __all__ = ["TASKS", "Task"]
