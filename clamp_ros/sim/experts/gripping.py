@@ -59,8 +59,14 @@ def aimed_pose(
 
 
 def gripper_pose(arm: str, point: NDArray[np.float64], pitch_rad: float, roll_rad: float = 0.0) -> NDArray[np.float64]:
-    """(4, 4) gripper with its pads at a point, in the vertical plane through the arm's base, pitched down."""
-    return aimed_pose(point, outward_rad(arm, point), pitch_rad, roll_rad)
+    """(4, 4) gripper with its pads at a point, in the vertical plane through the arm's base, pitched down.
+
+    It is the gripper's origin that lies in the plane, whatever the roll: so the forearm never has to roll.
+    """
+    pose = aimed_pose(point, outward_rad(arm, point), pitch_rad, roll_rad)
+    for _ in range(4):
+        pose = aimed_pose(point, outward_rad(arm, pose[:3, 3]), pitch_rad, roll_rad)
+    return pose
 
 
 def ready_pose(arm: str, point: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,6 +29,8 @@ _COMFORT = 0.55
 _PEAK_OVER_MEAN = 1.875
 """Of minimum jerk."""
 _SHORTEST_MOVE_S = 0.9
+_IN_PLANE_RAD = 2e-3
+"""Approaches nearer to the arm's vertical plane than this are held to be in it: solutions of `ik` are not exact."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def _split(arm: str, world_from_gripper: NDArray[np.float64]) -> NDArray[np.floa
     yaw = float(np.arctan2(local[1, 0], local[0, 0]))
     pitch = float(np.arcsin(np.clip(-local[2, 0], -1.0, 1.0)))
     roll = float(np.arctan2(local[2, 1], local[2, 2]))
-    return np.array([azimuth, np.hypot(x, y), z, yaw, pitch, roll])
+    return np.array([azimuth, np.hypot(x, y), z, 0.0 if abs(yaw) < _IN_PLANE_RAD else yaw, pitch, roll])
 
 
 def _join(arm: str, cylinder: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -85,6 +87,7 @@ class ArmPath:
         self._start_grip_m = float(self._joints[ARM_SLICES[arm]][-1])
         self._cylinder = _split(arm, self._start_pose)
         self._grip_m = self._start_grip_m
+        self._planar = self._cylinder[3] == 0.0
         self._moves: list[_Move] = []
         self._end_s = 0.0
 
@@ -115,6 +118,7 @@ class ArmPath:
         self._moves.append(_Move(start_s, duration_s / self._speed, shift, grip_m - self._grip_m))
         self._end_s = max(self._end_s, start_s + duration_s / self._speed)
         self._cylinder, self._grip_m = cylinder, grip_m
+        self._planar = self._planar and cylinder[3] == 0.0
 
     def seconds_to(self, pose: NDArray[np.float64]) -> float:
         """A comfortable duration, at speed 1, of a move from the last pose to this one: by the joint that travels most.
@@ -123,8 +127,10 @@ class ArmPath:
             SimulationError: the pose is out of reach.
         """
         rest = REST_POSE[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
-        here = solve(self._arm, _join(self._arm, self._cylinder), rest)
-        travel = np.abs(solve(self._arm, pose, rest) - here)
+        cylinder = _split(self._arm, pose)
+        planar = self._cylinder[3] == cylinder[3] == 0.0
+        here = solve(self._arm, _join(self._arm, self._cylinder), rest, planar=planar)
+        travel = np.abs(solve(self._arm, _join(self._arm, cylinder), rest, planar=planar) - here)
         limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
         return max(_SHORTEST_MOVE_S, _PEAK_OVER_MEAN * float((travel / limits).max()) / _COMFORT)
 
@@ -154,7 +160,7 @@ class ArmPath:
         seed = self._joints[columns][: len(ARM_JOINTS)]
         for row in range(count):
             pose, grip_m = self.pose_at((row + 1) / CONTROL_RATE_HZ)
-            seed = solve(self._arm, pose, seed)
+            seed = solve(self._arm, pose, seed, planar=self._planar)
             targets[row, columns] = (*seed, grip_m)
         speeds = np.abs(np.diff(targets, axis=0, prepend=self._joints[None])) * CONTROL_RATE_HZ
         too_fast = speeds.max(axis=0) > _SPEED_MARGIN * VELOCITY_LIMITS

@@ -26,6 +26,14 @@ from clamp_ros.sim.tasks.shapes import (
     tube,
     wall_ring,
 )
+from clamp_ros.sim.tasks.tools import (
+    add_caddy,
+    add_can_opener,
+    add_magnifier,
+    add_scissors,
+    add_screwdriver,
+    add_thumb_drive,
+)
 
 PLATE_RADIUS_M = 0.092
 PLATE_WELL_RADIUS_M = 0.066
@@ -179,5 +187,11 @@ ADD_OBJECT: dict[str, Callable[[mujoco.MjSpec], None]] = {
     "pen": add_pen,
     "banana": add_banana,
     "drawer": add_drawer,
+    "caddy": add_caddy,
+    "screwdriver": add_screwdriver,
+    "magnifier": add_magnifier,
+    "can_opener": add_can_opener,
+    "thumb_drive": add_thumb_drive,
+    "scissors": add_scissors,
 }
 """How each object is added to a model, by name."""
