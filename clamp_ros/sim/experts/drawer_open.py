@@ -64,7 +64,7 @@ def make_drawer_open_expert(world: World, rng: np.random.Generator) -> Expert:
         path = ArmPath(arm, REST_POSE, speed)
         ready = ready_pose(arm, at_knob)
         path.move(path.seconds_to(ready), ready)
-        hover(path, at(-BACKED_OFF_M * approach), OPENING_GRIP_M, rng)
+        hover(path, lambda shift: at(shift - BACKED_OFF_M * approach), OPENING_GRIP_M, rng)
         path.move(0.9, at(np.zeros(3)), blend_s=0.2)
         path.move(0.4, grip_m=CLOSED_M)
         path.move(1.4, at(pull_m * out))

@@ -33,14 +33,16 @@ class Droop:
         self._qpos, self._dof = model.jnt_qposadr[joints], model.jnt_dofadr[joints]
         self._stiffness = model.actuator_gainprm[actuators, 0]
 
-    def lead(self, arm: str, world_from_gripper: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(4, 4) gripper pose to command, so that the gripper comes to rest at world_from_gripper.
+    def lead(
+        self, arm: str, world_from_gripper: NDArray[np.float64], planar: bool = False
+    ) -> NDArray[np.float64]:
+        """(4, 4) pose to command, so that the gripper comes to rest at world_from_gripper; `planar` as in `solve`.
 
         Raises:
             SimulationError: the pose is out of reach.
         """
         columns = ARM_SLICES[arm]
-        wanted = solve(arm, world_from_gripper, REST_POSE[columns][: len(ARM_JOINTS)])
+        wanted = solve(arm, world_from_gripper, REST_POSE[columns][: len(ARM_JOINTS)], planar=planar)
         self._data.qpos[self._qpos] = REST_POSE
         self._data.qpos[self._qpos[columns][: len(ARM_JOINTS)]] = wanted
         mujoco.mj_fwdPosition(self._model, self._data)

@@ -86,14 +86,26 @@ def make_room(targets: NDArray[np.float64], arm: str) -> None:
     targets[:, columns] += share[:, None] * (np.array(LEANT_BACK) - REST_POSE[columns])
 
 
-def hover(path: ArmPath, pose: NDArray[np.float64], open_m: float, rng: np.random.Generator) -> None:
-    """Moves in front of what is to be grasped, fingers open; now and then strays first, or snaps at the air."""
+def hover(
+    path: ArmPath,
+    reach: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    open_m: float,
+    rng: np.random.Generator,
+) -> None:
+    """Moves in front of what is to be grasped, fingers open; now and then strays first, or snaps at the air.
+
+    Args:
+        path: to add the moves to.
+        reach: the (4, 4) gripper pose in front of it, displaced by (3,) metres.
+        open_m: finger position.
+        rng: decides what happens.
+    """
     if rng.random() < _STRAY_SHARE:
         angle, distance = rng.uniform(-np.pi, np.pi), rng.uniform(*_STRAY_M)
-        stray = pose.copy()
-        stray[:2, 3] += distance * np.array([np.cos(angle), np.sin(angle)])
+        stray = reach(distance * np.array([np.cos(angle), np.sin(angle), 0.0]))
         path.move(path.seconds_to(stray), stray, open_m, blend_s=0.3)
         path.move(float(rng.uniform(0.1, 0.3)))
+    pose = reach(np.zeros(3))
     path.move(path.seconds_to(pose), pose, open_m, blend_s=0.3)
     if rng.random() < _SNAP_SHARE:
         path.move(0.4, grip_m=0.5 * open_m)

@@ -37,16 +37,20 @@ if TYPE_CHECKING:
     from clamp_ros.sim.world import World
 
 CLEARANCE_M = 0.075
-BELOW_MIDDLE_M = 0.002
-"""Aimed lower than the thing's middle: dry friction in the joints stops a gripper 2 mm short on its way down."""
-LOWEST_M = 0.004
-LIFT_M = 0.10
+BELOW_MIDDLE_M = 0.005
+"""Aimed lower than the thing's middle, so that the pads close on its flanks; a gripper stops 2 mm short of its aim."""
+LOWEST_M = 0.001
+LIFT_M = 0.16
+CARRY_SLOWLY = 1.25
 ABOVE_RIM_M = 0.030
 """Of the fingertips when they let go."""
 ABOVE_FLOOR_M = 0.012
 """Of the thing's lower end, then."""
-CARRY_M = 0.08
+CARRY_M = 0.10
 """Above where it is let go."""
+SETTLE_S = 1.0
+SQUEEZE_M = 0.005
+"""How far the fingers are sent past contact, 10 N: squeezed harder, smooth things creep out of the fingertips."""
 _SHUT_M = 0.0079
 """The finger position at which the pads touch; each unit more opens by as much on each side."""
 _MARGIN_M = 0.012
@@ -102,20 +106,22 @@ def make_insert_expert(world: World, rng: np.random.Generator) -> Expert:
         release = over(TABLE_TOP_M + opening.rim_m + ABOVE_RIM_M)
 
         def at(point: NDArray[np.float64], up_m: float, pitch: float, roll: float = 0.0) -> NDArray[np.float64]:
-            return droop.lead(arm, gripper_pose(arm, point + np.array([0.0, 0.0, up_m]), pitch, roll))
+            pose = gripper_pose(arm, point + np.array([0.0, 0.0, up_m]), pitch, roll)
+            return droop.lead(arm, pose, planar=True)
 
         path = ArmPath(arm, REST_POSE, speed)
-        hover(path, at(taken, CLEARANCE_M, pick_pitch, roll), grip_open, rng)
+        hover(path, lambda shift: at(taken + shift, CLEARANCE_M, pick_pitch, roll), grip_open, rng)
         path.move(0.8, at(taken, 0.0, pick_pitch, roll), blend_s=0.2)
-        path.move(0.5, grip_m=CLOSED_M)
+        path.move(0.5, grip_m=max(_SHUT_M + rod.half_width_m - SQUEEZE_M, CLOSED_M))
         path.move(0.8, at(taken, LIFT_M, pick_pitch, roll))
         carried = at(release, CARRY_M, place_pitch)
-        path.move(path.seconds_to(carried), carried, blend_s=0.3)
+        path.move(CARRY_SLOWLY * path.seconds_to(carried), carried, blend_s=0.3)
         path.move(0.8, at(release, 0.0, place_pitch), blend_s=0.1)
         path.move(0.2)
         path.move(0.4, grip_m=grip_open)
         path.move(0.7, at(release, CARRY_M, place_pitch), blend_s=0.05)
         go_home(path)
+        path.move(SETTLE_S)
         targets = path.joint_targets()
         make_room(targets, OTHER[arm])
         return Expert(world, targets)

@@ -95,7 +95,7 @@ def add_container(spec: mujoco.MjSpec) -> None:
     body = free_body(spec, "container")
     density, rim, height = 700.0, CONTAINER_RADIUS_M, CONTAINER_HEIGHT_M
     foot_ring(body, rim - 0.006, density)
-    collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (rim - 0.003, 0.002, 0.0), (0.0, 0.0, 0.005), density)
+    collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (rim - 0.003, 0.003, 0.0), (0.0, 0.0, 0.004), density)
     wall_ring(body, (rim - 0.002, 0.003), (rim - 0.002, height), 0.004, density, 12)
     outline = [
         (0.0, 0.0), (rim - 0.002, 0.0), (rim, 0.002), (rim, height - 0.002), (rim - 0.002, height),

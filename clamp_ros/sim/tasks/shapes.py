@@ -14,7 +14,7 @@ from clamp_ros.geometry.transforms import quat_xyzw_from_rotation, wxyz_from_xyz
 Vertices = NDArray[np.float64]
 Faces = NDArray[np.int32]
 
-_FRICTION = (1.0, 0.005, 0.0001)
+_FRICTION = (1.0, 0.005, 0.0005)
 FOOT_M = 0.003
 """Radius of the spheres that round things stand on."""
 LYING = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -144,7 +144,7 @@ def collider(
         quat=_quat_wxyz(rotation),
         density=density,
         group=3,
-        condim=4,
+        condim=6,
         friction=_FRICTION,
         rgba=(0.5, 0.5, 0.5, 0.4),
     )

@@ -32,7 +32,7 @@ CADDY_WALL_M = 0.004
 COMPARTMENT_HALF_SIZE_M = (0.030, 0.042)
 """Along the caddy's x and y."""
 COMPARTMENT_X_M = {"left": -0.032, "right": 0.032}
-CADDY_FLOOR_M = 0.008
+CADDY_FLOOR_M = 0.010
 
 _BOX, _CAPSULE, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_CYLINDER
 
@@ -49,7 +49,8 @@ def add_caddy(spec: mujoco.MjSpec) -> None:
         for sy in (-1.0, 1.0):
             place = (sx * (x - 0.008), sy * (y - 0.008), 0.004)
             collider(body, mujoco.mjtGeom.mjGEOM_SPHERE, (0.004, 0.0, 0.0), place, density)
-    box(body, (x, y, 0.002), (0.0, 0.0, CADDY_FLOOR_M - 0.002), density, grey)
+    floor = 0.5 * (CADDY_FLOOR_M - 0.002)  # thick: a tool lands on it at a metre a second
+    box(body, (x, y, floor), (0.0, 0.0, CADDY_FLOOR_M - floor), density, grey)
     low = 0.5 * CADDY_FLOOR_M
     for side, at in (("left", wall - x), ("right", x - wall)):
         box(body, (wall, y, z - low), (at, 0.0, z + low), density, trims[side])
