@@ -172,7 +172,7 @@ class World:
 
     def success(self) -> bool:
         """Whether the task is done; a pure function of the state."""
-        return self.task.success(self.model, self.data)
+        return bool(self.task.success(self.model, self.data))
 
     def progress(self) -> int:
         """How far the task is: an index into `task.stages`; a pure function of the state."""

@@ -11,6 +11,7 @@ from clamp_ros.sim.experts.drawer_open import make_drawer_open_expert
 from clamp_ros.sim.experts.expert import Expert
 from clamp_ros.sim.experts.insert import make_insert_expert
 from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
+from clamp_ros.sim.experts.plate_on_rack import make_plate_on_rack_expert
 
 if TYPE_CHECKING:
     from clamp_ros.sim.world import World
@@ -22,6 +23,7 @@ _EXPERTS = {
     "pen_in_container": make_insert_expert,
     "can_opener_in_caddy": make_insert_expert,
     "screwdriver_in_caddy": make_insert_expert,
+    "plate_on_rack": make_plate_on_rack_expert,
 }
 
 

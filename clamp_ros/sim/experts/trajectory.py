@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.contract.errors import SimulationError
-from clamp_ros.contract.robot import ARM_JOINTS, ARM_SLICES, CONTROL_RATE_HZ, JOINT_NAMES, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.contract.robot import (
+    ARM_JOINTS,
+    ARM_SLICES,
+    CONTROL_RATE_HZ,
+    GRIPPER_INDICES,
+    JOINT_NAMES,
+    LOWER_LIMITS,
+    REST_POSE,
+    UPPER_LIMITS,
+    VELOCITY_LIMITS,
+)
 from clamp_ros.geometry.kinematics import WORLD_FROM_BASE
 from clamp_ros.geometry.transforms import axis_angle, invert, make
 from clamp_ros.sim.experts.ik import forward, solve
@@ -29,6 +39,7 @@ _COMFORT = 0.55
 _PEAK_OVER_MEAN = 1.875
 """Of minimum jerk."""
 _SHORTEST_MOVE_S = 0.9
+_GRIP_LIMITS_M = (LOWER_LIMITS[GRIPPER_INDICES[0]], UPPER_LIMITS[GRIPPER_INDICES[0]])
 _IN_PLANE_RAD = 2e-3
 """Approaches nearer to the arm's vertical plane than this are held to be in it: solutions of `ik` are not exact."""
 
@@ -87,7 +98,7 @@ class ArmPath:
         self._start_grip_m = float(self._joints[ARM_SLICES[arm]][-1])
         self._cylinder = _split(arm, self._start_pose)
         self._grip_m = self._start_grip_m
-        self._planar = self._cylinder[3] == 0.0
+        self._planar_until_s = np.inf if self._cylinder[3] == 0.0 else 0.0
         self._moves: list[_Move] = []
         self._end_s = 0.0
 
@@ -118,7 +129,8 @@ class ArmPath:
         self._moves.append(_Move(start_s, duration_s / self._speed, shift, grip_m - self._grip_m))
         self._end_s = max(self._end_s, start_s + duration_s / self._speed)
         self._cylinder, self._grip_m = cylinder, grip_m
-        self._planar = self._planar and cylinder[3] == 0.0
+        if cylinder[3] != 0.0:
+            self._planar_until_s = min(self._planar_until_s, start_s)
 
     def seconds_to(self, pose: NDArray[np.float64]) -> float:
         """A comfortable duration, at speed 1, of a move from the last pose to this one: by the joint that travels most.
@@ -128,9 +140,9 @@ class ArmPath:
         """
         rest = REST_POSE[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
         cylinder = _split(self._arm, pose)
+        here = solve(self._arm, _join(self._arm, self._cylinder), rest, planar=self._cylinder[3] == 0.0)
         planar = self._cylinder[3] == cylinder[3] == 0.0
-        here = solve(self._arm, _join(self._arm, self._cylinder), rest, planar=planar)
-        travel = np.abs(solve(self._arm, _join(self._arm, cylinder), rest, planar=planar) - here)
+        travel = np.abs(solve(self._arm, _join(self._arm, cylinder), here, planar=planar) - here)
         limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
         return max(_SHORTEST_MOVE_S, _PEAK_OVER_MEAN * float((travel / limits).max()) / _COMFORT)
 
@@ -159,9 +171,10 @@ class ArmPath:
         columns = ARM_SLICES[self._arm]
         seed = self._joints[columns][: len(ARM_JOINTS)]
         for row in range(count):
-            pose, grip_m = self.pose_at((row + 1) / CONTROL_RATE_HZ)
-            seed = solve(self._arm, pose, seed, planar=self._planar)
-            targets[row, columns] = (*seed, grip_m)
+            time_s = (row + 1) / CONTROL_RATE_HZ
+            pose, grip_m = self.pose_at(time_s)
+            seed = solve(self._arm, pose, seed, planar=time_s <= self._planar_until_s)
+            targets[row, columns] = (*seed, np.clip(grip_m, *_GRIP_LIMITS_M))  # sums of moves are off by a rounding
         speeds = np.abs(np.diff(targets, axis=0, prepend=self._joints[None])) * CONTROL_RATE_HZ
         too_fast = speeds.max(axis=0) > _SPEED_MARGIN * VELOCITY_LIMITS
         if too_fast.any():

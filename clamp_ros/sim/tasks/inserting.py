@@ -32,7 +32,7 @@ INSIDE_M = 0.025
 HANDS_OFF_M = 0.10
 _UPRIGHT_RAD = np.deg2rad(5.0)
 _REST_M_S = 0.005
-_REST_RAD_S = 0.05
+_REST_RAD_S = 0.1
 _POINTS = 31
 
 

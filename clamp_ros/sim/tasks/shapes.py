@@ -17,6 +17,8 @@ Faces = NDArray[np.int32]
 _FRICTION = (1.0, 0.005, 0.0005)
 FOOT_M = 0.003
 """Radius of the spheres that round things stand on."""
+RUBBER = 1.6
+"""Friction of a rubber grip."""
 LYING = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 """(3, 3) turns what stands along z to lie along x."""
 
@@ -135,8 +137,9 @@ def collider(
     position: tuple[float, float, float],
     density: float,
     rotation: np.ndarray | None = None,
+    sliding: float = _FRICTION[0],
 ) -> None:
-    """A primitive of group 3: it touches, and is not drawn."""
+    """A primitive of group 3: it touches, and is not drawn; `sliding` is its coefficient of friction."""
     body.add_geom(
         type=shape,
         size=size,
@@ -145,7 +148,7 @@ def collider(
         density=density,
         group=3,
         condim=6,
-        friction=_FRICTION,
+        friction=(sliding, *_FRICTION[1:]),
         rgba=(0.5, 0.5, 0.5, 0.4),
     )
 
@@ -203,9 +206,10 @@ def solid(
     density: float,
     material: str,
     rotation: np.ndarray | None = None,
+    sliding: float = _FRICTION[0],
 ) -> None:
     """A primitive that touches and is drawn."""
-    collider(body, shape, size, position, density, rotation)
+    collider(body, shape, size, position, density, rotation, sliding)
     drawn(body, shape, size, position, material, rotation)
 
 
