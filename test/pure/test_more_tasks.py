@@ -21,6 +21,7 @@ from clamp_ros.geometry.transforms import axis_angle, quat_xyzw_from_rotation, w
 from clamp_ros.sim.experts import make_expert
 from clamp_ros.sim.tasks.drawer import drawer_joint
 from clamp_ros.sim.tasks.drawer_open import OPEN_M, SHUT_M
+from clamp_ros.sim.tasks.insert import Insert
 from clamp_ros.sim.tasks.inserting import COMPARTMENTS, RODS, length_inside_m
 from clamp_ros.sim.tasks.rack import SLOT_M, STANDING_M
 from clamp_ros.sim.tasks.task import object_pose
@@ -93,9 +94,11 @@ def inserted(task: str, side_m: float = 0.0, lift_m: float = 0.0, settle_s: floa
     """Drops the task's thing upright over its opening, displaced along the other object's x axis."""
     scene = world(task)
     scene.reset(2)
-    pose = object_pose(scene.data, scene.task.opening.name)
-    over = np.array([scene.task.opening.x_m + side_m, 0.0, 0.095 + lift_m])
-    put(scene, scene.task.rod, pose[:3, :3] @ over + pose[:3, 3], pose[:3, :3] @ UPRIGHT, settle_s)
+    goal = scene.task
+    assert isinstance(goal, Insert)
+    pose = object_pose(scene.data, goal.opening.name)
+    over = np.array([goal.opening.x_m + side_m, 0.0, 0.095 + lift_m])
+    put(scene, goal.rod, pose[:3, :3] @ over + pose[:3, 3], pose[:3, :3] @ UPRIGHT, settle_s)
     return scene
 
 

@@ -49,8 +49,8 @@ ABOVE_FLOOR_M = 0.012
 CARRY_M = 0.10
 """Above where it is let go."""
 SETTLE_S = 1.0
-SQUEEZE_M = 0.005
-"""How far the fingers are sent past contact, 10 N: squeezed harder, smooth things creep out of the fingertips."""
+SQUEEZE_M = 0.006
+"""How far the fingers are sent past contact, 12 N: squeezed harder, smooth things creep out of the fingertips."""
 _SHUT_M = 0.0079
 """The finger position at which the pads touch; each unit more opens by as much on each side."""
 _MARGIN_M = 0.012

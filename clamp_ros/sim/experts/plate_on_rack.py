@@ -44,11 +44,11 @@ CARRY_PITCH_RAD = np.deg2rad(68.0)
 _RIM_SLOPE_RAD = np.deg2rad(33.0)
 OPENING_GRIP_M = 0.016
 """Fingers 16 mm apart around a rim of 4 mm: wider, the lower one would touch the table."""
-RIM_DEPTH_M = 0.010
-"""From the rim's edge to the middle of the pads."""
+RIM_DEPTH_M = 0.014
+"""From the rim's edge to the aim of the pads; dry friction stops them some millimetres short."""
 BACKED_OFF_M = 0.06
-LIFT_M = 0.19
-ABOVE_M = 0.115
+LIFT_M = 0.20
+ABOVE_M = 0.145
 DROP_M = 0.006
 
 

@@ -56,7 +56,7 @@ class Rod:
 RODS = {
     "pen": Rod(PEN_LENGTH_M, 0.0065, 0.0065, 0.0),
     "screwdriver": Rod(SCREWDRIVER_LENGTH_M, 0.0125, 0.0125, -0.005),
-    "can_opener": Rod(CAN_OPENER_LENGTH_M, 0.0085, 0.018, -0.010),
+    "can_opener": Rod(CAN_OPENER_LENGTH_M, 0.0085, 0.018, 0.010),
     "magnifier": Rod(0.140, 0.0045, 0.027, 0.0),
     "scissors": Rod(0.145, 0.004, 0.036, 0.0),
     "thumb_drive": Rod(0.060, 0.005, 0.0095, 0.0),

@@ -17,8 +17,6 @@ Faces = NDArray[np.int32]
 _FRICTION = (1.0, 0.005, 0.0005)
 FOOT_M = 0.003
 """Radius of the spheres that round things stand on."""
-RUBBER = 1.6
-"""Friction of a rubber grip."""
 LYING = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 """(3, 3) turns what stands along z to lie along x."""
 
@@ -137,9 +135,8 @@ def collider(
     position: tuple[float, float, float],
     density: float,
     rotation: np.ndarray | None = None,
-    sliding: float = _FRICTION[0],
 ) -> None:
-    """A primitive of group 3: it touches, and is not drawn; `sliding` is its coefficient of friction."""
+    """A primitive of group 3: it touches, and is not drawn."""
     body.add_geom(
         type=shape,
         size=size,
@@ -148,7 +145,7 @@ def collider(
         density=density,
         group=3,
         condim=6,
-        friction=(sliding, *_FRICTION[1:]),
+        friction=_FRICTION,
         rgba=(0.5, 0.5, 0.5, 0.4),
     )
 
@@ -206,10 +203,9 @@ def solid(
     density: float,
     material: str,
     rotation: np.ndarray | None = None,
-    sliding: float = _FRICTION[0],
 ) -> None:
     """A primitive that touches and is drawn."""
-    collider(body, shape, size, position, density, rotation, sliding)
+    collider(body, shape, size, position, density, rotation)
     drawn(body, shape, size, position, material, rotation)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from clamp_ros.sim.tasks.shapes import (
     LYING,
-    RUBBER,
     about_z,
     add_visual_mesh,
     box,
@@ -71,7 +70,7 @@ def add_screwdriver(spec: mujoco.MjSpec) -> None:
     steel = paint(spec, "screwdriver_steel", (0.66, 0.68, 0.70), 0.9, 0.8)
     half, radius = 0.5 * SCREWDRIVER_LENGTH_M, 0.0125
     # a square core lies still and is gripped on its flats
-    collider(body, _BOX, (0.041, radius, radius), (0.041 - half, 0.0, radius), 650.0, sliding=RUBBER)
+    collider(body, _BOX, (0.041, radius, radius), (0.041 - half, 0.0, radius), 650.0)
     collider(body, _CAPSULE, (0.0035, 0.030, 0.0), (half - 0.0335, 0.0, radius), 4000.0, LYING)
 
     def part(name: str, profile: list[tuple[float, float]], material: str, segments: int) -> None:
@@ -102,8 +101,7 @@ def add_can_opener(spec: mujoco.MjSpec) -> None:
     dark = paint(spec, "can_opener_wheel", (0.25, 0.26, 0.28), 0.7, 0.6)
     half, radius = 0.5 * CAN_OPENER_LENGTH_M, 0.0085
     for side in (-1.0, 1.0):
-        solid(body, _CAPSULE, (radius, 0.042, 0.0), (0.0505 - half, side * 0.0095, radius), 700.0, teal, LYING,
-              RUBBER)  # fmt: skip
+        solid(body, _CAPSULE, (radius, 0.042, 0.0), (0.0505 - half, side * 0.0095, radius), 700.0, teal, LYING)
         box(body, (0.020, 0.0045, 0.003), (half - 0.045, side * 0.0075, radius), 4000.0, steel)
     box(body, (0.021, 0.0135, 0.0028), (half - 0.021, 0.0, radius), 4000.0, steel)
     solid(body, _CYLINDER, (0.0115, 0.0035, 0.0), (half - 0.0125, 0.003, radius + 0.006), 3000.0, dark)
