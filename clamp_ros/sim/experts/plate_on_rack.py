@@ -42,8 +42,8 @@ GRASP_PITCH_RAD = np.deg2rad(40.0)
 CARRY_PITCH_RAD = np.deg2rad(68.0)
 """After the lift: with the wrist well bent, the gripper may leave its arm's vertical plane."""
 _RIM_SLOPE_RAD = np.deg2rad(33.0)
-OPENING_GRIP_M = 0.016
-"""Fingers 16 mm apart around a rim of 4 mm: wider, the lower one would touch the table."""
+OPENING_GRIP_M = 0.0195
+"""Fingers 23 mm apart around a rim of 4 mm: wider, the lower one would touch the table."""
 RIM_DEPTH_M = 0.014
 """From the rim's edge to the aim of the pads; dry friction stops them some millimetres short."""
 BACKED_OFF_M = 0.06
