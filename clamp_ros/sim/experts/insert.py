@@ -40,6 +40,8 @@ CLEARANCE_M = 0.075
 BELOW_MIDDLE_M = 0.005
 """Aimed lower than the thing's middle, so that the pads close on its flanks; a gripper stops 2 mm short of its aim."""
 LOWEST_M = 0.001
+BOTH_REACH_M = 0.56
+"""Nearer than this, the less handy arm may do it too: farther, it would have to come in too flat for wide things."""
 LIFT_M = 0.16
 CARRY_SLOWLY = 1.25
 ABOVE_RIM_M = 0.030
@@ -127,7 +129,7 @@ def make_insert_expert(world: World, rng: np.random.Generator) -> Expert:
         return Expert(world, targets)
 
     arms = sorted(ARMS, key=lambda arm: max(reach_m(arm, taken) + 0.08, reach_m(arm, goal)))
-    if rng.random() < 0.2:
+    if rng.random() < 0.4 and reach_m(arms[1], taken) < BOTH_REACH_M:
         arms.reverse()
     return first_possible(
         lambda arm=arm, pick=pick, put=put, slower=slower: way(arm, pick, put, slower * pace)
