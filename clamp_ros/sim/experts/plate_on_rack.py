@@ -1,10 +1,12 @@
 """Expert for Plate on Rack: take the plate by its rim, turn it on edge, stand it in a divider, let go.
 
-The gripper comes from outside, pitched 40 degrees, rolled by 90: one finger goes under the rim and one over it, on the
-side of the plate that faces the arm. In the hand, the plate lies in the fingers' line, tilted by the pitch of the
-grasp. So over the rack, where the plate stands on edge below the hand, the gripper points down and leans by 50 degrees
-less than a right angle towards the plate's underside; which way that is depends on the rack's yaw and on which of the
-two faces looks which way. Of all arms, faces and dividers the first that is in reach is taken, in random order.
+The gripper comes from outside, pitched 40 degrees, rolled by 90: one finger goes under the rim and one over it, where
+the plate is nearest to the arm. It lifts and pitches down within its arm's vertical plane, and leaves that plane only
+with the wrist well bent. In the hand the plate keeps the tilt of the grasp, so over the rack, with the plate on edge
+below it, the gripper leans out of the vertical by 40 degrees; which way depends on the rack's yaw and on which face
+looks where. Of all arms, faces and dividers the first that is in reach is taken; divider and finger are drawn at random.
+
+Measured: 39 of 44 seeds (16 to 59); most failures are fingers that meet the rim instead of passing over and under it.
 """
 
 from __future__ import annotations
