@@ -140,9 +140,10 @@ class ArmPath:
         """
         rest = REST_POSE[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
         cylinder = _split(self._arm, pose)
-        here = solve(self._arm, _join(self._arm, self._cylinder), rest, planar=self._cylinder[3] == 0.0)
-        planar = self._cylinder[3] == cylinder[3] == 0.0
-        travel = np.abs(solve(self._arm, _join(self._arm, cylinder), here, planar=planar) - here)
+        # an end in the arm's plane is solved in it, from rest; one off the plane in the branch of the other end
+        ends = sorted((self._cylinder, cylinder), key=lambda end: bool(end[3] != 0.0))
+        first = solve(self._arm, _join(self._arm, ends[0]), rest, planar=ends[0][3] == 0.0)
+        travel = np.abs(solve(self._arm, _join(self._arm, ends[1]), first, planar=ends[1][3] == 0.0) - first)
         limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
         return max(_SHORTEST_MOVE_S, _PEAK_OVER_MEAN * float((travel / limits).max()) / _COMFORT)
 
