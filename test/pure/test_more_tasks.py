@@ -169,7 +169,7 @@ def test_a_plate_elsewhere_is_not_done(slot_m: float, turn_rad: float, up_m: flo
 
 
 PLAYS: tuple[tuple[str, tuple[int, ...]], ...] = (
-    ("drawer_open", (0, 1)), ("pen_in_container", (1, 2)), ("can_opener_in_caddy", (2,)),
+    ("drawer_open", (0, 3)), ("pen_in_container", (1, 2)), ("can_opener_in_caddy", (2,)),
     ("screwdriver_in_caddy", (0,)),
 )  # fmt: skip
 
