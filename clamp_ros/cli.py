@@ -17,6 +17,7 @@ from typing import Any
 
 import clamp_ros
 from clamp_ros.contract.errors import ClampError, ConfigError
+from clamp_ros.contract.tasks import TASK_NAMES
 
 EXIT_PROBLEM = 1
 EXIT_USER_ERROR = 2
@@ -145,7 +146,7 @@ def _add_demos(commands: Any) -> None:
         "Keeps successes only. Episodes are played in process and hold the topics of the live simulation. The same\n"
         "command goes on where an interrupted one stopped; demos.jsonl in the folder tells of every seed.",
     )  # fmt: skip
-    parser.add_argument("--task", required=True, help="such as mug_on_plate or mug_on_plate_easy")
+    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASK_NAMES)}")
     parser.add_argument("--episodes", type=int, required=True, metavar="N", help="how many successes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the bags")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")
@@ -181,7 +182,7 @@ def _add_eval(commands: Any) -> None:
         "simulated time; with --ros through the whole running system. The same command goes on where an interrupted\n"
         "one stopped. An episode that fails for any reason counts as a failure.",
     )  # fmt: skip
-    parser.add_argument("--task", required=True, help="such as mug_on_plate or mug_on_plate_easy")
+    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASK_NAMES)}")
     parser.add_argument(
         "--artifact", metavar="A", help="policy folder, or name of a shipped one (named after the task)"
     )

@@ -16,6 +16,7 @@ import yaml
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import CAMERAS
+from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.policy.artifact import Artifact, Manifest
 from clamp_ros.share import models_folder, share_folder
 
@@ -76,7 +77,7 @@ class Node:
 
 ARGUMENTS = (
     Argument("sim", "false", "simulate the robot and its cameras with MuJoCo; false drives the hardware", _SWITCH),
-    Argument("task", "mug_on_plate_easy", "what is laid out in the simulation", ("mug_on_plate", "mug_on_plate_easy")),
+    Argument("task", "mug_on_plate_easy", "what is laid out in the simulation", TASK_NAMES),
     Argument("policy", "", "folder of the policy artifact, or the name of one that comes with the package; "
                            "empty takes the one named after the task"),
     Argument("cameras", "", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated; empty: the policy's"),

@@ -22,8 +22,9 @@ from clamp_ros.geometry.kinematics import WORLD_FROM_BASE, world_from_gripper
 from clamp_ros.geometry.transforms import angle_between, axis_angle, make
 from clamp_ros.sim.experts import Expert, make_expert
 from clamp_ros.sim.experts.droop import Droop
+from clamp_ros.sim.experts.gripping import gripper_pose
 from clamp_ros.sim.experts.ik import forward, rotation_vector, solve
-from clamp_ros.sim.experts.mug_on_plate import choose_arm, choose_side, gripper_pose, pinch_point
+from clamp_ros.sim.experts.mug_on_plate import choose_arm, choose_side, pinch_point
 from clamp_ros.sim.experts.trajectory import ArmPath, minimum_jerk
 from clamp_ros.sim.world import World
 

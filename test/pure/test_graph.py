@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tiny_artifact import TINY_CAMERA, TINY_CAMERAS, build_tiny_artifact
 
 from clamp_ros.bringup import graph, up
 from clamp_ros.contract.errors import ArtifactError, ConfigError
+from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.share import share_folder
 from clamp_ros.sim.tasks import TASKS
 
@@ -74,7 +77,13 @@ def test_arguments_reach_their_nodes(policy):
 
 
 def test_the_tasks_offered_are_those_of_the_simulation():
-    assert set(next(a for a in graph.ARGUMENTS if a.name == "task").choices) == set(TASKS)
+    assert next(a for a in graph.ARGUMENTS if a.name == "task").choices == TASK_NAMES == tuple(TASKS)
+
+
+def test_the_graph_is_read_without_a_simulator():
+    """A launch file on a robot's computer imports the graph; MuJoCo need not be there."""
+    code = "import sys, clamp_ros.bringup.graph; sys.exit('mujoco' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

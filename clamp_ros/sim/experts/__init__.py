@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clamp_ros.contract.errors import SimulationError
+from clamp_ros.sim.experts.drawer_open import make_drawer_open_expert
 from clamp_ros.sim.experts.expert import Expert
+from clamp_ros.sim.experts.insert import make_insert_expert
 from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
+from clamp_ros.sim.experts.plate_on_rack import make_plate_on_rack_expert
 
 if TYPE_CHECKING:
     from clamp_ros.sim.world import World
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
 _EXPERTS = {
     "mug_on_plate": make_mug_on_plate_expert,
     "mug_on_plate_easy": make_mug_on_plate_expert,
+    "drawer_open": make_drawer_open_expert,
+    "pen_in_container": make_insert_expert,
+    "can_opener_in_caddy": make_insert_expert,
+    "screwdriver_in_caddy": make_insert_expert,
+    "plate_on_rack": make_plate_on_rack_expert,
 }
 
 

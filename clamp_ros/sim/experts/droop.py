@@ -33,14 +33,25 @@ class Droop:
         self._qpos, self._dof = model.jnt_qposadr[joints], model.jnt_dofadr[joints]
         self._stiffness = model.actuator_gainprm[actuators, 0]
 
-    def lead(self, arm: str, world_from_gripper: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(4, 4) gripper pose to command, so that the gripper comes to rest at world_from_gripper.
+    def lead(
+        self,
+        arm: str,
+        world_from_gripper: NDArray[np.float64],
+        planar: bool = False,
+        near: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """(4, 4) pose to command, so that the gripper comes to rest at world_from_gripper; `planar` as in `solve`.
+
+        Of several solutions, the one in the branch of the pose `near` (4, 4), in the arm's plane, counts; else of rest.
 
         Raises:
             SimulationError: the pose is out of reach.
         """
         columns = ARM_SLICES[arm]
-        wanted = solve(arm, world_from_gripper, REST_POSE[columns][: len(ARM_JOINTS)])
+        seed = REST_POSE[columns][: len(ARM_JOINTS)]
+        if near is not None:
+            seed = solve(arm, near, seed, planar=True)
+        wanted = solve(arm, world_from_gripper, seed, planar=planar)
         self._data.qpos[self._qpos] = REST_POSE
         self._data.qpos[self._qpos[columns][: len(ARM_JOINTS)]] = wanted
         mujoco.mj_fwdPosition(self._model, self._data)

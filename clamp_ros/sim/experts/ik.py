@@ -15,6 +15,7 @@ from clamp_ros.geometry.kinematics import ARM_CHAIN, GRIPPER_LINK_FROM_GRIPPER, 
 from clamp_ros.geometry.transforms import make
 
 _COUNT = len(ARM_JOINTS)
+_FOREARM_ROLL = ARM_JOINTS.index("forearm_roll")
 _LOWER, _UPPER = LOWER_LIMITS[:_COUNT], UPPER_LIMITS[:_COUNT]
 _OFFSETS = np.array([offset for offset, _ in ARM_CHAIN])
 _AXES = np.array([axis for _, axis in ARM_CHAIN])
@@ -60,6 +61,7 @@ def solve(
     tolerance_m: float = 1e-5,
     tolerance_rad: float = 1e-4,
     iterations: int = 100,
+    planar: bool = False,
 ) -> NDArray[np.float64]:
     """The six joint angles, near `seed` and inside the limits, that bring the gripper to a pose.
 
@@ -69,12 +71,15 @@ def solve(
         seed: (6,) joint angles to start from.
         tolerance_m, tolerance_rad: how near the pose must be.
         iterations: steps before giving up.
+        planar: keep the forearm's roll as it is in `seed`. With a roll of zero this reaches just the poses whose
+            approach is in the vertical plane through the base, and passes a straight wrist at any speed.
 
     Raises:
         SimulationError: the pose is out of reach from this seed; the message says by how much.
     """
     joints = np.clip(np.asarray(seed, dtype=np.float64), _LOWER + _LIMIT_MARGIN_RAD, _UPPER - _LIMIT_MARGIN_RAD)
     weights = np.array([1.0, 1.0, 1.0, *(3 * [_METRES_PER_RADIAN])])
+    free = np.where(np.arange(_COUNT) == _FOREARM_ROLL, 0.0 if planar else 1.0, 1.0)
     off_m = off_rad = np.inf
     for _ in range(iterations):
         pose, jacobian = forward(arm, joints)
@@ -84,7 +89,7 @@ def solve(
         off_m, off_rad = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
         if off_m < tolerance_m and off_rad < tolerance_rad:
             return joints
-        weighted = jacobian * weights[:, None]
+        weighted = jacobian * weights[:, None] * free
         # damping fades as the error does, so that the last steps converge quadratically
         damping = _DAMPING**2 * min(1.0, float(np.linalg.norm(error * weights)) / 0.05) + 1e-8
         step = weighted.T @ np.linalg.solve(weighted @ weighted.T + damping * np.eye(6), error * weights)

@@ -16,34 +16,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clamp_ros.contract.robot import ARM_SLICES, CONTROL_RATE_HZ, REST_POSE
+from clamp_ros.contract.robot import REST_POSE
 from clamp_ros.geometry.kinematics import WORLD_FROM_BASE
-from clamp_ros.geometry.transforms import make
 from clamp_ros.sim.experts.droop import Droop
 from clamp_ros.sim.experts.expert import Expert
-from clamp_ros.sim.experts.trajectory import ArmPath, minimum_jerk
+from clamp_ros.sim.experts.gripping import CLOSED_M, HOLD_S, OPEN_M, OTHER, gripper_pose, make_room
+from clamp_ros.sim.experts.trajectory import ArmPath
 from clamp_ros.sim.robot_model import TABLE_TOP_M
 from clamp_ros.sim.tasks.objects import MUG_HEIGHT_M, MUG_RADIUS_M, MUG_WALL_M, PLATE_WELL_HEIGHT_M
 
 if TYPE_CHECKING:
     from clamp_ros.sim.world import World
 
-OPEN_M = 0.036
-CLOSED_M = 0.002
-"""Below the wall's thickness, so that the fingers press."""
 PINCH_DEPTH_M = 0.020
 CLEARANCE_M = 0.075
 LIFT_M = 0.090
-HOLD_S = 0.5
 RELEASE_LEAD_M = 0.009
 """While lowering, the gripper trails its target by this much towards the base; the mug stays where it touches."""
 ACROSS_M = 0.58
 """Reaching farther than this, mug and plate stand on opposite sides, and the idle gripper is in the way."""
-LEANT_BACK = (0.0, -1.6, 1.5, 0.0, -0.6, 0.0, 0.0084)
-"""Joints of an idle arm that makes room: its gripper is 14 cm farther back than at rest."""
-LEAN_BACK_S = 1.2
-_GRIPPER_FROM_PADS = make(translation=(0.006, 0.0, 0.0035))
-"""The middle of the fingertips' pads lies a little behind and below the gripper frame's origin."""
 _RIM_RADIUS_M = MUG_RADIUS_M - 0.5 * MUG_WALL_M
 _HANDLE_CLEARANCE_RAD = np.deg2rad(60.0)
 _PITCH_REACH_M = (0.50, 0.70)
@@ -86,25 +77,6 @@ def choose_side(arm: str, world_from_mug: NDArray[np.float64]) -> int:
     return -preferred if near_handle else preferred
 
 
-def gripper_pose(arm: str, point: NDArray[np.float64], pitch_rad: float) -> NDArray[np.float64]:
-    """(4, 4) gripper with its pads at a point, in the vertical plane through the arm's base, pitched down."""
-    outward = point[:2] - WORLD_FROM_BASE[arm][:2, 3]
-    outward /= np.linalg.norm(outward)
-    approach = np.array([*(np.cos(pitch_rad) * outward), -np.sin(pitch_rad)])
-    across = np.array([-outward[1], outward[0], 0.0])
-    pose = make(np.column_stack([approach, across, np.cross(approach, across)]), point)
-    return pose @ _GRIPPER_FROM_PADS
-
-
-def make_room(targets: NDArray[np.float64], arm: str) -> None:
-    """Lets an idle arm lean back and return to rest before the end; changes (T, 14) targets in place."""
-    ticks = np.arange(1, len(targets) + 1)
-    ramp = round(LEAN_BACK_S * CONTROL_RATE_HZ)
-    share = minimum_jerk(ticks / ramp) * minimum_jerk((len(targets) - round(HOLD_S * CONTROL_RATE_HZ) - ticks) / ramp)
-    columns = ARM_SLICES[arm]
-    targets[:, columns] += share[:, None] * (np.array(LEANT_BACK) - REST_POSE[columns])
-
-
 def make_mug_on_plate_expert(world: World, rng: np.random.Generator) -> Expert:
     """Plans the whole episode from the poses of mug and plate; speed and waypoints vary a little with `rng`.
 
@@ -145,7 +117,7 @@ def make_mug_on_plate_expert(world: World, rng: np.random.Generator) -> Expert:
     path.move(HOLD_S)
     targets = path.joint_targets()
     if reach > ACROSS_M:
-        make_room(targets, "right" if arm == "left" else "left")
+        make_room(targets, OTHER[arm])
     return Expert(world, targets)
 
 

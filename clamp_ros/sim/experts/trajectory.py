@@ -4,7 +4,7 @@ Every move is a minimum-jerk displacement. Moves may overlap in time: their disp
 rounded without stopping and without a jump in velocity or acceleration.
 
 Waypoints are Cartesian; between them, displacements are taken in cylindrical coordinates about the arm's waist
-(azimuth, radius, height, and orientation as seen from that azimuth). A gripper that is in the vertical plane through
+(azimuth, radius, height; yaw off that azimuth, pitch, roll). A gripper that is in the vertical plane through
 the waist at both ends then stays in it on the way, and the wrist passes its singularity (straight) without a roll.
 """
 
@@ -16,10 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.contract.errors import SimulationError
-from clamp_ros.contract.robot import ARM_JOINTS, ARM_SLICES, CONTROL_RATE_HZ, JOINT_NAMES, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.contract.robot import (
+    ARM_JOINTS,
+    ARM_SLICES,
+    CONTROL_RATE_HZ,
+    GRIPPER_INDICES,
+    JOINT_NAMES,
+    LOWER_LIMITS,
+    REST_POSE,
+    UPPER_LIMITS,
+    VELOCITY_LIMITS,
+)
 from clamp_ros.geometry.kinematics import WORLD_FROM_BASE
 from clamp_ros.geometry.transforms import axis_angle, invert, make
-from clamp_ros.sim.experts.ik import forward, rotation_vector, solve
+from clamp_ros.sim.experts.ik import forward, solve
 
 _UP = (0.0, 0.0, 1.0)
 _SPEED_MARGIN = 0.9
@@ -29,6 +39,9 @@ _COMFORT = 0.55
 _PEAK_OVER_MEAN = 1.875
 """Of minimum jerk."""
 _SHORTEST_MOVE_S = 0.9
+_GRIP_LIMITS_M = (LOWER_LIMITS[GRIPPER_INDICES[0]], UPPER_LIMITS[GRIPPER_INDICES[0]])
+_IN_PLANE_RAD = 2e-3
+"""Approaches nearer to the arm's vertical plane than this are held to be in it: solutions of `ik` are not exact."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,6 @@ class _Move:
     start_s: float
     duration_s: float
     shift: NDArray[np.float64]
-    turn: NDArray[np.float64]
     grip_m: float
 
 
@@ -46,19 +58,27 @@ def minimum_jerk(fraction: NDArray[np.float64] | float) -> NDArray[np.float64]:
     return t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
 
 
-def _split(arm: str, world_from_gripper: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(azimuth, radius, height) of a gripper about its arm's base, and its (3, 3) rotation seen from that azimuth."""
+def _split(arm: str, world_from_gripper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(6,) a gripper about its arm's base: azimuth, radius, height; then yaw off that azimuth, pitch down, and roll.
+
+    Roll and yaw are one and the same where the gripper points straight down: stay 5 degrees away from that.
+    """
     pose = invert(WORLD_FROM_BASE[arm]) @ world_from_gripper
     x, y, z = pose[:3, 3]
     azimuth = float(np.arctan2(y, x))
-    return np.array([azimuth, np.hypot(x, y), z]), axis_angle(_UP, azimuth).T @ pose[:3, :3]
+    local = axis_angle(_UP, azimuth).T @ pose[:3, :3]
+    yaw = float(np.arctan2(local[1, 0], local[0, 0]))
+    pitch = float(np.arcsin(np.clip(-local[2, 0], -1.0, 1.0)))
+    roll = float(np.arctan2(local[2, 1], local[2, 2]))
+    return np.array([azimuth, np.hypot(x, y), z, 0.0 if abs(yaw) < _IN_PLANE_RAD else yaw, pitch, roll])
 
 
-def _join(arm: str, cylinder: NDArray[np.float64], local: NDArray[np.float64]) -> NDArray[np.float64]:
+def _join(arm: str, cylinder: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inverse of `_split`."""
-    azimuth, radius, height = (float(value) for value in cylinder)
+    azimuth, radius, height, yaw, pitch, roll = (float(value) for value in cylinder)
     position = (radius * np.cos(azimuth), radius * np.sin(azimuth), height)
-    return WORLD_FROM_BASE[arm] @ make(axis_angle(_UP, azimuth) @ local, position)
+    rotation = axis_angle(_UP, azimuth + yaw) @ axis_angle((0.0, 1.0, 0.0), pitch) @ axis_angle((1.0, 0.0, 0.0), roll)
+    return WORLD_FROM_BASE[arm] @ make(rotation, position)
 
 
 class ArmPath:
@@ -76,8 +96,9 @@ class ArmPath:
         self._speed = speed
         self._start_pose, _ = forward(arm, self._joints[ARM_SLICES[arm]][: len(ARM_JOINTS)])
         self._start_grip_m = float(self._joints[ARM_SLICES[arm]][-1])
-        self._cylinder, self._local = _split(arm, self._start_pose)
+        self._cylinder = _split(arm, self._start_pose)
         self._grip_m = self._start_grip_m
+        self._planar_until_s = np.inf if self._cylinder[3] == 0.0 else 0.0
         self._moves: list[_Move] = []
         self._end_s = 0.0
 
@@ -101,14 +122,15 @@ class ArmPath:
             grip_m: finger position at the end of the move.
             blend_s: how long before the end of the move before this one begins.
         """
-        cylinder, local = (self._cylinder, self._local) if pose is None else _split(self._arm, pose)
+        cylinder = self._cylinder if pose is None else _split(self._arm, pose)
         grip_m = self._grip_m if grip_m is None else grip_m
         start_s = max(self._end_s - blend_s / self._speed, 0.0)
         shift = cylinder - self._cylinder
-        turn = rotation_vector(self._local.T @ local)
-        self._moves.append(_Move(start_s, duration_s / self._speed, shift, turn, grip_m - self._grip_m))
+        self._moves.append(_Move(start_s, duration_s / self._speed, shift, grip_m - self._grip_m))
         self._end_s = max(self._end_s, start_s + duration_s / self._speed)
-        self._cylinder, self._local, self._grip_m = cylinder, local, grip_m
+        self._cylinder, self._grip_m = cylinder, grip_m
+        if cylinder[3] != 0.0:
+            self._planar_until_s = min(self._planar_until_s, start_s)
 
     def seconds_to(self, pose: NDArray[np.float64]) -> float:
         """A comfortable duration, at speed 1, of a move from the last pose to this one: by the joint that travels most.
@@ -117,14 +139,17 @@ class ArmPath:
             SimulationError: the pose is out of reach.
         """
         rest = REST_POSE[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
-        here = solve(self._arm, _join(self._arm, self._cylinder, self._local), rest)
-        travel = np.abs(solve(self._arm, pose, rest) - here)
+        cylinder = _split(self._arm, pose)
+        # an end in the arm's plane is solved in it, from rest; one off the plane in the branch of the other end
+        ends = sorted((self._cylinder, cylinder), key=lambda end: bool(end[3] != 0.0))
+        first = solve(self._arm, _join(self._arm, ends[0]), rest, planar=ends[0][3] == 0.0)
+        travel = np.abs(solve(self._arm, _join(self._arm, ends[1]), first, planar=ends[1][3] == 0.0) - first)
         limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
         return max(_SHORTEST_MOVE_S, _PEAK_OVER_MEAN * float((travel / limits).max()) / _COMFORT)
 
     def pose_at(self, time_s: float) -> tuple[NDArray[np.float64], float]:
         """world_from_gripper (4, 4) and finger position at a time."""
-        cylinder, local = _split(self._arm, self._start_pose)
+        cylinder = _split(self._arm, self._start_pose)
         grip_m = self._start_grip_m
         for move in self._moves:
             if time_s <= move.start_s:
@@ -132,10 +157,7 @@ class ArmPath:
             share = float(minimum_jerk((time_s - move.start_s) / move.duration_s))
             cylinder = cylinder + share * move.shift
             grip_m += share * move.grip_m
-            angle = float(np.linalg.norm(move.turn))
-            if angle > 1e-9:
-                local = local @ axis_angle(move.turn / angle, share * angle)
-        return _join(self._arm, cylinder, local), grip_m
+        return _join(self._arm, cylinder), grip_m
 
     def joint_targets(self) -> NDArray[np.float64]:
         """(T, 14) joint targets, one a control tick, from the first tick after the start to the end of the last move.
@@ -150,9 +172,10 @@ class ArmPath:
         columns = ARM_SLICES[self._arm]
         seed = self._joints[columns][: len(ARM_JOINTS)]
         for row in range(count):
-            pose, grip_m = self.pose_at((row + 1) / CONTROL_RATE_HZ)
-            seed = solve(self._arm, pose, seed)
-            targets[row, columns] = (*seed, grip_m)
+            time_s = (row + 1) / CONTROL_RATE_HZ
+            pose, grip_m = self.pose_at(time_s)
+            seed = solve(self._arm, pose, seed, planar=time_s <= self._planar_until_s)
+            targets[row, columns] = (*seed, np.clip(grip_m, *_GRIP_LIMITS_M))  # sums of moves are off by a rounding
         speeds = np.abs(np.diff(targets, axis=0, prepend=self._joints[None])) * CONTROL_RATE_HZ
         too_fast = speeds.max(axis=0) > _SPEED_MARGIN * VELOCITY_LIMITS
         if too_fast.any():

@@ -13,8 +13,27 @@ from collections.abc import Callable
 import mujoco
 import numpy as np
 
-from clamp_ros.geometry.transforms import quat_xyzw_from_rotation, wxyz_from_xyzw
-from clamp_ros.sim.tasks.shapes import add_visual_mesh, lathe, tube
+from clamp_ros.sim.tasks.drawer import add_drawer
+from clamp_ros.sim.tasks.shapes import (
+    FOOT_M,
+    LYING,
+    add_visual_mesh,
+    collider,
+    foot_ring,
+    free_body,
+    lathe,
+    paint,
+    tube,
+    wall_ring,
+)
+from clamp_ros.sim.tasks.tools import (
+    add_caddy,
+    add_can_opener,
+    add_magnifier,
+    add_scissors,
+    add_screwdriver,
+    add_thumb_drive,
+)
 
 PLATE_RADIUS_M = 0.092
 PLATE_WELL_RADIUS_M = 0.066
@@ -31,138 +50,68 @@ MUG_HANDLE_REACH_M = 0.068
 PEN_LENGTH_M = 0.140
 BANANA_LENGTH_M = 0.150
 
-_FRICTION = (1.0, 0.005, 0.0001)
-_FOOT_M = 0.003
-
-
-def _material(
-    spec: mujoco.MjSpec, name: str, rgb: tuple[float, float, float], specular: float, shininess: float
-) -> str:
-    spec.add_material(name=name, rgba=(*rgb, 1.0), specular=specular, shininess=shininess)
-    return name
-
-
-def _body(spec: mujoco.MjSpec, name: str) -> mujoco.MjsBody:
-    body = spec.worldbody.add_body(name=name)
-    body.add_freejoint(name=name)
-    return body
-
-
-def _collider(
-    body: mujoco.MjsBody,
-    shape: mujoco.mjtGeom,
-    size: tuple[float, float, float],
-    position: tuple[float, float, float],
-    density: float,
-    rotation: np.ndarray | None = None,
-) -> None:
-    quat = (1.0, 0.0, 0.0, 0.0) if rotation is None else wxyz_from_xyzw(quat_xyzw_from_rotation(rotation))
-    body.add_geom(
-        type=shape,
-        size=size,
-        pos=position,
-        quat=quat,
-        density=density,
-        group=3,
-        condim=4,
-        friction=_FRICTION,
-        rgba=(0.5, 0.5, 0.5, 0.4),
-    )
-
-
-def _around(angle: float) -> np.ndarray:
-    """(3, 3) rotation about z."""
-    return np.array([[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0], [0.0, 0.0, 1.0]])
-
-
-def _foot_ring(body: mujoco.MjsBody, radius: float, density: float, count: int = 8) -> None:
-    for angle in 2.0 * np.pi * np.arange(count) / count:
-        position = (radius * float(np.cos(angle)), radius * float(np.sin(angle)), _FOOT_M)
-        _collider(body, mujoco.mjtGeom.mjGEOM_SPHERE, (_FOOT_M, 0.0, 0.0), position, density)
-
-
-def _wall_ring(
-    body: mujoco.MjsBody,
-    bottom: tuple[float, float],
-    top: tuple[float, float],
-    thickness: float,
-    density: float,
-    count: int,
-) -> None:
-    """A ring of boxes between two circles (radius, height) of the wall's middle; it may flare."""
-    (bottom_radius, bottom_height), (top_radius, top_height) = bottom, top
-    slope = np.arctan2(top_radius - bottom_radius, top_height - bottom_height)
-    lean = np.array([[np.cos(slope), 0.0, np.sin(slope)], [0.0, 1.0, 0.0], [-np.sin(slope), 0.0, np.cos(slope)]])
-    half_length = 0.5 * float(np.hypot(top_radius - bottom_radius, top_height - bottom_height))
-    middle_radius, middle_height = 0.5 * (bottom_radius + top_radius), 0.5 * (bottom_height + top_height)
-    half_width = max(bottom_radius, top_radius) * float(np.tan(np.pi / count))
-    for angle in 2.0 * np.pi * (np.arange(count) + 0.5) / count:
-        position = (middle_radius * float(np.cos(angle)), middle_radius * float(np.sin(angle)), middle_height)
-        size = (0.5 * thickness, half_width, half_length)
-        _collider(body, mujoco.mjtGeom.mjGEOM_BOX, size, position, density, _around(float(angle)) @ lean)
-
 
 def add_plate(spec: mujoco.MjSpec) -> None:
     """A shallow porcelain dish with a raised rim and a blue band, 18.4 cm across."""
-    body = _body(spec, "plate")
+    body = free_body(spec, "plate")
     density = 1600.0
     well, rim = PLATE_WELL_RADIUS_M, PLATE_RADIUS_M
-    half = 0.5 * (PLATE_WELL_HEIGHT_M - _FOOT_M)
-    _foot_ring(body, well - _FOOT_M, density)
+    half = 0.5 * (PLATE_WELL_HEIGHT_M - FOOT_M)
+    foot_ring(body, well - FOOT_M, density)
     cylinder = mujoco.mjtGeom.mjGEOM_CYLINDER
-    _collider(body, cylinder, (well, half, 0.0), (0.0, 0.0, PLATE_WELL_HEIGHT_M - half), density)
-    _wall_ring(body, (well - 0.002, 0.0055), (rim - 0.002, 0.0185), 0.004, density, 16)
+    collider(body, cylinder, (well, half, 0.0), (0.0, 0.0, PLATE_WELL_HEIGHT_M - half), density)
+    wall_ring(body, (well - 0.002, 0.0055), (rim - 0.002, 0.0185), 0.004, density, 16)
     outline = [
         (0.0, 0.0025), (well - 0.006, 0.0025), (well - 0.005, 0.0), (well - 0.001, 0.0), (well + 0.002, 0.0035),
         (rim - 0.003, 0.0165), (rim, 0.0190), (rim - 0.002, 0.0205), (rim - 0.005, 0.0200),
         (well + 0.004, 0.0100), (well, 0.0080), (well - 0.004, PLATE_WELL_HEIGHT_M), (0.0, PLATE_WELL_HEIGHT_M),
     ]  # fmt: skip
-    add_visual_mesh(spec, body, "plate_look", lathe(outline), _material(spec, "plate", (0.78, 0.77, 0.73), 0.5, 0.7))
+    add_visual_mesh(spec, body, "plate_look", lathe(outline), paint(spec, "plate", (0.78, 0.77, 0.73), 0.5, 0.7))
     band = [
         (rim - 0.0020, 0.0202), (rim - 0.0003, 0.0188), (rim + 0.0004, 0.0192), (rim - 0.0018, 0.0210),
         (rim - 0.0052, 0.0205), (rim - 0.0090, 0.0187), (rim - 0.0088, 0.0180), (rim - 0.0050, 0.0197),
     ]  # fmt: skip
-    add_visual_mesh(spec, body, "plate_band", lathe(band), _material(spec, "plate_band", (0.16, 0.30, 0.58), 0.4, 0.6))
+    add_visual_mesh(spec, body, "plate_band", lathe(band), paint(spec, "plate_band", (0.16, 0.30, 0.58), 0.4, 0.6))
 
 
 def add_bowl(spec: mujoco.MjSpec) -> None:
     """A round blue bowl, 12.8 cm across and 5.5 cm high."""
-    body = _body(spec, "bowl")
+    body = free_body(spec, "bowl")
     density, rim = 1400.0, BOWL_RADIUS_M
-    _foot_ring(body, 0.030, density)
-    _collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (0.034, 0.002, 0.0), (0.0, 0.0, 0.005), density)
-    _wall_ring(body, (0.034, 0.005), (0.053, 0.024), 0.004, density, 12)
-    _wall_ring(body, (0.053, 0.023), (rim - 0.002, 0.055), 0.004, density, 12)
+    foot_ring(body, 0.030, density)
+    collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (0.034, 0.002, 0.0), (0.0, 0.0, 0.005), density)
+    wall_ring(body, (0.034, 0.005), (0.053, 0.024), 0.004, density, 12)
+    wall_ring(body, (0.053, 0.023), (rim - 0.002, 0.055), 0.004, density, 12)
     outline = [
         (0.0, 0.003), (0.028, 0.003), (0.029, 0.0), (0.033, 0.0), (0.036, 0.004), (0.046, 0.0125), (0.055, 0.024),
         (0.060, 0.038), (rim, 0.054), (rim - 0.002, 0.056), (rim - 0.004, 0.054), (0.056, 0.038), (0.051, 0.026),
         (0.043, 0.016), (0.034, 0.009), (0.015, 0.007), (0.0, 0.007),
     ]  # fmt: skip
-    add_visual_mesh(spec, body, "bowl_look", lathe(outline), _material(spec, "bowl", (0.20, 0.42, 0.62), 0.5, 0.7))
+    add_visual_mesh(spec, body, "bowl_look", lathe(outline), paint(spec, "bowl", (0.20, 0.42, 0.62), 0.5, 0.7))
 
 
 def add_container(spec: mujoco.MjSpec) -> None:
     """An open bamboo-coloured cup for pens, 9.6 cm across and 9 cm high."""
-    body = _body(spec, "container")
+    body = free_body(spec, "container")
     density, rim, height = 700.0, CONTAINER_RADIUS_M, CONTAINER_HEIGHT_M
-    _foot_ring(body, rim - 0.006, density)
-    _collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (rim - 0.003, 0.002, 0.0), (0.0, 0.0, 0.005), density)
-    _wall_ring(body, (rim - 0.002, 0.003), (rim - 0.002, height), 0.004, density, 12)
+    foot_ring(body, rim - 0.006, density)
+    collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (rim - 0.003, 0.003, 0.0), (0.0, 0.0, 0.004), density)
+    wall_ring(body, (rim - 0.002, 0.003), (rim - 0.002, height), 0.004, density, 12)
     outline = [
         (0.0, 0.0), (rim - 0.002, 0.0), (rim, 0.002), (rim, height - 0.002), (rim - 0.002, height),
         (rim - 0.004, height - 0.002), (rim - 0.004, 0.008), (rim - 0.006, 0.007), (0.0, 0.007),
     ]  # fmt: skip
-    look = _material(spec, "container", (0.74, 0.57, 0.36), 0.2, 0.3)
+    look = paint(spec, "container", (0.74, 0.57, 0.36), 0.2, 0.3)
     add_visual_mesh(spec, body, "container_look", lathe(outline), look)
 
 
 def add_mug(spec: mujoco.MjSpec) -> None:
     """A red mug of light stoneware, 8 cm wide and 8 cm high, its handle along x."""
-    body = _body(spec, "mug")
+    body = free_body(spec, "mug")
     density, radius, wall, height = 1100.0, MUG_RADIUS_M, MUG_WALL_M, MUG_HEIGHT_M
-    _foot_ring(body, 0.033, density)
-    _collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (radius - wall, 0.002, 0.0), (0.0, 0.0, 0.005), density)
-    _wall_ring(body, (radius - 0.5 * wall, 0.003), (radius - 0.5 * wall, height), wall, density, 16)
+    foot_ring(body, 0.033, density)
+    collider(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (radius - wall, 0.002, 0.0), (0.0, 0.0, 0.005), density)
+    wall_ring(body, (radius - 0.5 * wall, 0.003), (radius - 0.5 * wall, height), wall, density, 16)
     angles = np.linspace(-0.5 * np.pi, 0.5 * np.pi, 15)
     reach, half_handle = MUG_HANDLE_REACH_M - 0.004 - radius, 0.024
     handle = np.stack(
@@ -172,34 +121,33 @@ def add_mug(spec: mujoco.MjSpec) -> None:
         along = (end - start) / np.linalg.norm(end - start)
         rotation = np.column_stack([np.cross((0.0, 1.0, 0.0), along), (0.0, 1.0, 0.0), along])
         size = (0.004, 0.5 * float(np.linalg.norm(end - start)), 0.0)
-        _collider(body, mujoco.mjtGeom.mjGEOM_CAPSULE, size, tuple(0.5 * (start + end)), 0.5 * density, rotation)
+        collider(body, mujoco.mjtGeom.mjGEOM_CAPSULE, size, tuple(0.5 * (start + end)), 0.5 * density, rotation)
     outline = [
         (0.0, 0.002), (0.030, 0.002), (0.031, 0.0), (0.035, 0.0), (radius - 0.001, 0.003), (radius, 0.006),
         (radius, height - 0.002), (radius - 0.001, height), (radius - wall + 0.001, height),
         (radius - wall, height - 0.002), (radius - wall, 0.010), (radius - wall - 0.003, 0.007), (0.0, 0.007),
     ]  # fmt: skip
-    look = _material(spec, "mug", (0.78, 0.16, 0.12), 0.6, 0.8)
+    look = paint(spec, "mug", (0.78, 0.16, 0.12), 0.6, 0.8)
     add_visual_mesh(spec, body, "mug_look", lathe(outline), look)
     add_visual_mesh(spec, body, "mug_handle", tube(handle, np.tile((0.0040, 0.0055), (15, 1)), (0.0, 1.0, 0.0)), look)
 
 
 def add_pen(spec: mujoco.MjSpec) -> None:
     """A thick blue marker pen, 14 cm long, lying along x; its cap is at +x."""
-    body = _body(spec, "pen")
+    body = free_body(spec, "pen")
     radius, half = 0.0065, 0.5 * PEN_LENGTH_M
-    lying = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     cylinder = mujoco.mjtGeom.mjGEOM_CAPSULE
-    _collider(body, cylinder, (radius, half - radius, 0.0), (0.0, 0.0, radius), 900.0, lying)
+    collider(body, cylinder, (radius, half - radius, 0.0), (0.0, 0.0, radius), 900.0, LYING)
     # the clip keeps it from rolling, as a real one's does
-    _collider(body, mujoco.mjtGeom.mjGEOM_BOX, (0.018, 0.0015, 0.0015), (0.048, radius + 0.0015, 0.0015), 900.0)
-    _collider(body, mujoco.mjtGeom.mjGEOM_BOX, (0.018, 0.0015, 0.0015), (0.048, -radius - 0.0015, 0.0015), 900.0)
+    collider(body, mujoco.mjtGeom.mjGEOM_BOX, (0.018, 0.0015, 0.0015), (0.048, radius + 0.0015, 0.0015), 900.0)
+    collider(body, mujoco.mjtGeom.mjGEOM_BOX, (0.018, 0.0015, 0.0015), (0.048, -radius - 0.0015, 0.0015), 900.0)
 
     def part(name: str, profile: list[tuple[float, float]], material: str) -> None:
         vertices, faces = lathe([(r, z) for r, z in profile], 20)
-        add_visual_mesh(spec, body, name, (vertices @ lying.T + (0.0, 0.0, radius), faces), material)
+        add_visual_mesh(spec, body, name, (vertices @ LYING.T + (0.0, 0.0, radius), faces), material)
 
-    white = _material(spec, "pen_barrel", (0.92, 0.92, 0.92), 0.3, 0.5)
-    blue = _material(spec, "pen_cap", (0.10, 0.16, 0.60), 0.5, 0.7)
+    white = paint(spec, "pen_barrel", (0.92, 0.92, 0.92), 0.3, 0.5)
+    blue = paint(spec, "pen_cap", (0.10, 0.16, 0.60), 0.5, 0.7)
     part("pen_barrel", [(0.0, -0.060), (0.0060, -0.060), (0.0060, 0.030), (0.0, 0.030)], white)
     part("pen_end", [(0.0, -half), (0.0050, -half), (0.0062, -half + 0.002), (0.0062, -0.060), (0.0, -0.060)], blue)
     part("pen_cap", [(0.0, 0.022), (radius, 0.022), (radius, half - 0.004), (0.0050, half), (0.0, half)], blue)
@@ -207,7 +155,7 @@ def add_pen(spec: mujoco.MjSpec) -> None:
 
 def add_banana(spec: mujoco.MjSpec) -> None:
     """A ripe banana, 15 cm from tip to tip, lying on its side and bent in the horizontal plane."""
-    body = _body(spec, "banana")
+    body = free_body(spec, "banana")
     bend_radius, half_angle = 0.105, 0.80
     angles = np.linspace(-half_angle, half_angle, 21)
     path = np.stack(
@@ -223,9 +171,9 @@ def add_banana(spec: mujoco.MjSpec) -> None:
         radius = 0.016 if abs(angles[start] + angles[min(end, 18)]) < 0.5 else 0.0145
         size = (radius, 0.5 * float(np.linalg.norm(b - a)), 0.0)
         middle = 0.5 * (a + b)
-        _collider(body, mujoco.mjtGeom.mjGEOM_CAPSULE, size, (middle[0], middle[1], radius), 800.0, rotation)
-    yellow = _material(spec, "banana", (0.93, 0.78, 0.16), 0.2, 0.3)
-    brown = _material(spec, "banana_tip", (0.30, 0.22, 0.10), 0.1, 0.2)
+        collider(body, mujoco.mjtGeom.mjGEOM_CAPSULE, size, (middle[0], middle[1], radius), 800.0, rotation)
+    yellow = paint(spec, "banana", (0.93, 0.78, 0.16), 0.2, 0.3)
+    brown = paint(spec, "banana_tip", (0.30, 0.22, 0.10), 0.1, 0.2)
     add_visual_mesh(spec, body, "banana_look", tube(path, np.stack([thickness, thickness], axis=1)), yellow)
     for name, ends, radius in (("banana_stem", slice(19, 21), 0.0055), ("banana_bottom", slice(0, 2), 0.0042)):
         add_visual_mesh(spec, body, name, tube(path[ends], np.full((2, 2), radius)), brown)
@@ -238,5 +186,12 @@ ADD_OBJECT: dict[str, Callable[[mujoco.MjSpec], None]] = {
     "mug": add_mug,
     "pen": add_pen,
     "banana": add_banana,
+    "drawer": add_drawer,
+    "caddy": add_caddy,
+    "screwdriver": add_screwdriver,
+    "magnifier": add_magnifier,
+    "can_opener": add_can_opener,
+    "thumb_drive": add_thumb_drive,
+    "scissors": add_scissors,
 }
 """How each object is added to a model, by name."""

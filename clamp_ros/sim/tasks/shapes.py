@@ -1,6 +1,6 @@
-"""Meshes made by code: surfaces of revolution and swept tubes, for objects that look like what they are.
+"""What objects are made of: primitives that touch, and what is drawn, partly meshes made by code.
 
-Meshes are for looks only. What touches is made of primitives, whose contacts are exact and cheap (tasks.objects).
+Meshes (surfaces of revolution, swept tubes) are for looks only: contacts of primitives are exact and cheap.
 """
 
 from __future__ import annotations
@@ -9,8 +9,16 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clamp_ros.geometry.transforms import quat_xyzw_from_rotation, wxyz_from_xyzw
+
 Vertices = NDArray[np.float64]
 Faces = NDArray[np.int32]
+
+_FRICTION = (1.0, 0.005, 0.0005)
+FOOT_M = 0.003
+"""Radius of the spheres that round things stand on."""
+LYING = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
+"""(3, 3) turns what stands along z to lie along x."""
 
 
 def lathe(profile: ArrayLike, segments: int = 48) -> tuple[Vertices, Faces]:
@@ -105,3 +113,123 @@ def add_visual_mesh(
         group=2,
         mass=0.0,
     )
+
+
+def paint(spec: mujoco.MjSpec, name: str, rgb: tuple[float, float, float], specular: float, shininess: float) -> str:
+    """Adds a material of that name; returns the name."""
+    spec.add_material(name=name, rgba=(*rgb, 1.0), specular=specular, shininess=shininess)
+    return name
+
+
+def free_body(spec: mujoco.MjSpec, name: str) -> mujoco.MjsBody:
+    """A body with a free joint, both of that name."""
+    body = spec.worldbody.add_body(name=name)
+    body.add_freejoint(name=name)
+    return body
+
+
+def collider(
+    body: mujoco.MjsBody,
+    shape: mujoco.mjtGeom,
+    size: tuple[float, float, float],
+    position: tuple[float, float, float],
+    density: float,
+    rotation: np.ndarray | None = None,
+) -> None:
+    """A primitive of group 3: it touches, and is not drawn."""
+    body.add_geom(
+        type=shape,
+        size=size,
+        pos=position,
+        quat=_quat_wxyz(rotation),
+        density=density,
+        group=3,
+        condim=6,
+        friction=_FRICTION,
+        rgba=(0.5, 0.5, 0.5, 0.4),
+    )
+
+
+def about_z(angle: float) -> np.ndarray:
+    """(3, 3) rotation about z."""
+    return np.array([[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0], [0.0, 0.0, 1.0]])
+
+
+def foot_ring(body: mujoco.MjsBody, radius: float, density: float, count: int = 8) -> None:
+    """Small spheres under a round thing, whose contact with a flat surface is exact at every tilt."""
+    for angle in 2.0 * np.pi * np.arange(count) / count:
+        position = (radius * float(np.cos(angle)), radius * float(np.sin(angle)), FOOT_M)
+        collider(body, mujoco.mjtGeom.mjGEOM_SPHERE, (FOOT_M, 0.0, 0.0), position, density)
+
+
+def wall_ring(
+    body: mujoco.MjsBody,
+    bottom: tuple[float, float],
+    top: tuple[float, float],
+    thickness: float,
+    density: float,
+    count: int,
+) -> None:
+    """A ring of boxes between two circles (radius, height) of the wall's middle; it may flare."""
+    (bottom_radius, bottom_height), (top_radius, top_height) = bottom, top
+    slope = np.arctan2(top_radius - bottom_radius, top_height - bottom_height)
+    lean = np.array([[np.cos(slope), 0.0, np.sin(slope)], [0.0, 1.0, 0.0], [-np.sin(slope), 0.0, np.cos(slope)]])
+    half_length = 0.5 * float(np.hypot(top_radius - bottom_radius, top_height - bottom_height))
+    middle_radius, middle_height = 0.5 * (bottom_radius + top_radius), 0.5 * (bottom_height + top_height)
+    half_width = max(bottom_radius, top_radius) * float(np.tan(np.pi / count))
+    for angle in 2.0 * np.pi * (np.arange(count) + 0.5) / count:
+        position = (middle_radius * float(np.cos(angle)), middle_radius * float(np.sin(angle)), middle_height)
+        size = (0.5 * thickness, half_width, half_length)
+        collider(body, mujoco.mjtGeom.mjGEOM_BOX, size, position, density, about_z(float(angle)) @ lean)
+
+
+def box(
+    body: mujoco.MjsBody,
+    half_size: tuple[float, float, float],
+    position: tuple[float, float, float],
+    density: float,
+    material: str,
+    rotation: np.ndarray | None = None,
+) -> None:
+    """A box that touches and is drawn."""
+    solid(body, mujoco.mjtGeom.mjGEOM_BOX, half_size, position, density, material, rotation)
+
+
+def solid(
+    body: mujoco.MjsBody,
+    shape: mujoco.mjtGeom,
+    size: tuple[float, float, float],
+    position: tuple[float, float, float],
+    density: float,
+    material: str,
+    rotation: np.ndarray | None = None,
+) -> None:
+    """A primitive that touches and is drawn."""
+    collider(body, shape, size, position, density, rotation)
+    drawn(body, shape, size, position, material, rotation)
+
+
+def drawn(
+    body: mujoco.MjsBody,
+    shape: mujoco.mjtGeom,
+    size: tuple[float, float, float],
+    position: tuple[float, float, float],
+    material: str,
+    rotation: np.ndarray | None = None,
+) -> None:
+    """A massless primitive of group 2 that is seen and touches nothing."""
+    body.add_geom(
+        type=shape,
+        size=size,
+        pos=position,
+        quat=_quat_wxyz(rotation),
+        material=material,
+        contype=0,
+        conaffinity=0,
+        group=2,
+        mass=0.0,
+    )
+
+
+def _quat_wxyz(rotation: np.ndarray | None) -> NDArray[np.float64]:
+    return np.array([1.0, 0.0, 0.0, 0.0]) if rotation is None else wxyz_from_xyzw(quat_xyzw_from_rotation(rotation))
