@@ -38,7 +38,7 @@ from clamp_ros.ros.convert import array_from_image, stamp_ns
 from clamp_ros.ros.run import Health, subscribe
 from clamp_ros.ros.tf import TfListener
 from clamp_ros.sim.film import Film
-from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks import TASKS, Task
 
 FIRST_SEED = 1_000_000
 """Demonstrations were made with smaller seeds: the policy has never seen this layout."""
@@ -97,15 +97,19 @@ class Watcher:
             return None
         return float(np.linalg.norm(pose[:3, 3]))
 
-    def line(self, state: dict[str, Any], stage: str) -> str:
+    def line(self, state: dict[str, Any], task: type[Task]) -> str:
         """What is going on, in a line."""
-        mug = object_frame("mug")
-        hands = [self.distance_m(gripper_frame(arm), mug) for arm in ARMS]
+        moved = object_frame(task.moved)
+        hands = [self.distance_m(gripper_frame(arm), moved) for arm in ARMS]
         hand = min((distance for distance in hands if distance is not None), default=None)
         latency = "-" if self.latency_s is None else f"{1e3 * self.latency_s:.0f} ms"
+        to_goal = "" if task.goal is None else (
+            f"{task.moved} to {task.goal} {_cm(self.distance_m(object_frame(task.goal), moved))}  "
+        )
+        stage = task.stages[state["progress"]]
         return (
-            f"{state['time_s']:5.1f} s  {stage:12}  hand to mug {_cm(hand)}  mug to plate "
-            f"{_cm(self.distance_m(object_frame('plate'), mug))}  chunk after {latency:>6}  "
+            f"{state['time_s']:5.1f} s  {stage:15}  hand to {task.moved} {_cm(hand)}  {to_goal}"
+            f"chunk after {latency:>6}  "
             f"{state['real_time_factor']:.2f}x real time  control {self.control}"
         )
 
@@ -175,7 +179,7 @@ def _play(session: Session, artifact: Artifact, args: argparse.Namespace, out: P
     _say(f"{task.description} Layout {args.seed}, policy {artifact.manifest.name}.")
     height, width = picture.shape[:2]
     fps = round(artifact.manifest.image_rate_hz)
-    story = _Story(watcher, task.stages)
+    story = _Story(watcher, task)
     with Film(out / "film.mp4", width, height, fps=fps, lines=2) as film:
         watcher.on_picture = lambda shown: film.add(shown, [task.description, story.caption])
         played = session.play(args.seconds or task.max_seconds, story.tell)
@@ -196,15 +200,15 @@ def _play(session: Session, artifact: Artifact, args: argparse.Namespace, out: P
 class _Story:
     """Tells an episode as it goes: a line at every new stage, and between them now and then."""
 
-    def __init__(self, watcher: Watcher, stages: tuple[str, ...]) -> None:
+    def __init__(self, watcher: Watcher, task: type[Task]) -> None:
         self._watcher = watcher
-        self._stages = stages
+        self._task = task
         self._last: tuple[str, float] | None = None
         self.caption = ""
 
     def tell(self, state: dict[str, Any]) -> None:
-        stage = self._stages[state["progress"]]
-        self.caption = self._watcher.line(state, stage)
+        stage = self._task.stages[state["progress"]]
+        self.caption = self._watcher.line(state, self._task)
         if self._last is None or stage != self._last[0] or state["time_s"] - self._last[1] >= _LINE_PERIOD_S:
             self._last = stage, state["time_s"]
             _say(self.caption)

@@ -98,7 +98,7 @@ def inserted(task: str, side_m: float = 0.0, lift_m: float = 0.0, settle_s: floa
     assert isinstance(goal, Insert)
     pose = object_pose(scene.data, goal.opening.name)
     over = np.array([goal.opening.x_m + side_m, 0.0, 0.095 + lift_m])
-    put(scene, goal.rod, pose[:3, :3] @ over + pose[:3, 3], pose[:3, :3] @ UPRIGHT, settle_s)
+    put(scene, goal.moved, pose[:3, :3] @ over + pose[:3, 3], pose[:3, :3] @ UPRIGHT, settle_s)
     return scene
 
 

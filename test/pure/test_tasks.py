@@ -69,6 +69,11 @@ def test_names_are_those_of_the_table_of_tasks() -> None:
     assert all(name == task.name and task.description and task.max_seconds > 0 for name, task in TASKS.items())
 
 
+def test_what_is_moved_and_where_to_are_objects_of_the_task() -> None:
+    for task in TASKS.values():
+        assert task.moved in task.objects and (task.goal is None or task.goal in task.objects), task.name
+
+
 def test_rows_hold_what_the_paper_puts_there_and_every_cell_is_used(grid_world: World) -> None:
     seen = set()
     for seed in range(60):

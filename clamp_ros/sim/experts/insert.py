@@ -77,8 +77,8 @@ def make_insert_expert(world: World, rng: np.random.Generator) -> Expert:
     if not isinstance(task, Insert):
         raise TypeError(f"task {task.name} does not put a long thing into an opening")
     poses = world.object_poses()
-    rod, opening = RODS[task.rod], task.opening
-    thing, around = poses[task.rod], poses[opening.name]
+    rod, opening = RODS[task.moved], task.opening
+    thing, around = poses[task.moved], poses[opening.name]
     along = thing[:3, 0]
     grip = rod.grip_m + float(rng.normal(0.0, 0.003))
     taken = thing[:3, :3] @ np.array([grip, 0.0, rod.height_m]) + thing[:3, 3]

@@ -40,6 +40,7 @@ class DrawerOpen(Task):
     description = "Open the bottom drawer."
     max_seconds = 20.0
     objects = ("drawer",)
+    moved, goal = "drawer", None
     stages = ("idle", "reaching", "grasped", "pulling", "open", "done")
 
     region_m = ((-0.12, 0.12), (0.06, 0.16))

@@ -27,13 +27,11 @@ class Insert(Task):
     """One long thing, its goal, and five other objects on the grid.
 
     Attributes:
-        rod: what is to be put away.
-        opening: where.
+        opening: where the thing that is moved belongs.
         top, bottom: the rows of the grid.
         max_yaw_rad: how far objects are turned at most.
     """
 
-    rod: str
     opening: Opening
     top: tuple[str, ...]
     bottom: tuple[str, ...]
@@ -46,8 +44,8 @@ class Insert(Task):
 
     def success(self, model: mujoco.MjModel, data: mujoco.MjData) -> bool:
         """It stays in its opening, alone there, touching nothing else; hands off, all at rest."""
-        others = (name for name in RODS if name in self.objects and name != self.rod)
-        return stays_inside(model, data, self.rod, self.opening) and all(
+        others = (name for name in RODS if name in self.objects and name != self.moved)
+        return stays_inside(model, data, self.moved, self.opening) and all(
             length_inside_m(data, name, self.opening) == 0.0 for name in others
         )
 
@@ -55,10 +53,10 @@ class Insert(Task):
         """How far the episode is: index into `stages`, from the state alone."""
         if self.success(model, data):
             return 6
-        if rests_inside(model, data, self.rod, self.opening):
+        if rests_inside(model, data, self.moved, self.opening):
             return 5
-        contacts = touching(model, data, self.rod)
-        body = data.body(self.rod)
+        contacts = touching(model, data, self.moved)
+        body = data.body(self.moved)
         if gripped_by(contacts) is not None:
             if "world" in contacts:
                 return 2
@@ -66,7 +64,7 @@ class Insert(Task):
             if np.linalg.norm(body.xpos[:2] - goal[:2]) < 0.08 and body.xpos[2] > TABLE_TOP_M + self.opening.rim_m:
                 return 4
             return 3 if body.xpos[2] > TABLE_TOP_M + LIFTED_M else 2
-        return int(min(gripper_distances_m(data, self.rod).values()) < REACHING_M)
+        return int(min(gripper_distances_m(data, self.moved).values()) < REACHING_M)
 
 
 class PenInContainer(Insert):
@@ -74,7 +72,7 @@ class PenInContainer(Insert):
 
     name = "pen_in_container"
     description = "Pick up the pen and place it in the container."
-    rod, opening = "pen", CONTAINER
+    moved, goal, opening = "pen", "container", CONTAINER
     top, bottom = ("plate", "bowl", "container"), ("mug", "pen", "banana")
     objects = (*top, *bottom)
     max_yaw_rad = np.pi
@@ -92,7 +90,7 @@ class CanOpenerInCaddy(_InCaddy):
 
     name = "can_opener_in_caddy"
     description = "Pick up the can opener and place it in the left caddy."
-    rod, opening = "can_opener", COMPARTMENTS["left"]
+    moved, goal, opening = "can_opener", "caddy", COMPARTMENTS["left"]
     max_yaw_rad = 0.5 * np.pi
 
 
@@ -101,5 +99,5 @@ class ScrewdriverInCaddy(_InCaddy):
 
     name = "screwdriver_in_caddy"
     description = "Pick up the screwdriver and place it in the right caddy."
-    rod, opening = "screwdriver", COMPARTMENTS["right"]
+    moved, goal, opening = "screwdriver", "caddy", COMPARTMENTS["right"]
     max_yaw_rad = np.pi

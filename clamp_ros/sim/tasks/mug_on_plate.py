@@ -37,6 +37,7 @@ class MugOnPlate(Task):
     description = "Pick up the mug and place it on the plate."
     max_seconds = 12.0
     objects = ("plate", "bowl", "container", "mug", "pen", "banana")
+    moved, goal = "mug", "plate"
     stages = ("idle", "reaching", "grasped", "lifted", "above plate", "placed", "done")
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:

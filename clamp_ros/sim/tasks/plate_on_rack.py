@@ -37,6 +37,7 @@ class PlateOnRack(Task):
     description = "Pick up the plate and place it on the rack."
     max_seconds = 30.0
     objects = ("plate", "rack")
+    moved, goal = "plate", "rack"
     stages = ("idle", "reaching", "grasped", "lifted", "above rack", "placed", "done")
 
     rack_region_m = ((-0.12, 0.12), (0.10, 0.16))

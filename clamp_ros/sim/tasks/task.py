@@ -25,6 +25,8 @@ class Task(ABC):
         description: the instruction, in words, as the text encoder reads it.
         max_seconds: an episode that has not succeeded by then has failed.
         objects: names of the objects, each a body with a free joint of the same name.
+        moved: the object that the hands are to move.
+        goal: the object that it is to come to, or None.
         stages: names of the values of `progress`, in order; the last means success.
     """
 
@@ -32,6 +34,8 @@ class Task(ABC):
     description: str
     max_seconds: float
     objects: tuple[str, ...]
+    moved: str
+    goal: str | None
     stages: tuple[str, ...]
 
     def add_objects(self, spec: mujoco.MjSpec) -> None:
