@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rclpy.logging import LoggingSeverity
 
 from clamp_ros.bringup.graph import ARGUMENTS, artifact_folder, resolve
 from clamp_ros.bringup.picture import compose
@@ -54,6 +55,7 @@ class Watcher:
     def __init__(self, session: Session, cameras: Sequence[str]) -> None:
         """Subscribes; `cameras` are those whose colour images are shown."""
         self._node = session.node
+        self._node.get_logger().set_level(LoggingSeverity.ERROR)  # what is left over from before a reset is no news
         self._images: dict[str, NDArray[np.uint8]] = {}
         self._cameras = tuple(cameras)
         self._tf = TfListener(self._node, Health(self._node))
@@ -155,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with own_domain() as domain:
             _say(f"starting the system (ROS_DOMAIN_ID={domain}; its log is {out / 'log.txt'})")
+            _say("seconds, but for the first time: a minute or two, to compile kernels and prepare meshes")
             with Session(words, out / "log.txt", "demo") as session:
                 played = _play(session, artifact, args, out)
     except KeyboardInterrupt:
