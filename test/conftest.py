@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import tempfile
 import time
@@ -22,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Generates missing message packages and sets the transports before a test imports ROS."""
     environment.prepare()
     messages.ensure()
+    # Before any test imports pyrealsense2, which has symbols that ROS's libraries have too. Whose come first are taken;
+    # with the SDK's, the process ends in a segmentation fault.
+    importlib.import_module("rclpy")
     # a busy machine is no failure
     hypothesis.settings.register_profile("clamp_ros", deadline=None)
     hypothesis.settings.load_profile("clamp_ros")

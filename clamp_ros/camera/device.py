@@ -20,7 +20,7 @@ _RGB_EXPOSURE_UNIT_US = 100
 
 @lru_cache(maxsize=1)
 def sdk() -> Any:
-    """The module pyrealsense2.
+    """The module pyrealsense2. A process of ROS must have imported rclpy before: the two share symbols.
 
     Raises:
         ConfigError: it is not installed, or lacks libusb.
