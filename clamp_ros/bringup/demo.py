@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rclpy.logging import LoggingSeverity
+from rclpy.impl.logging_severity import LoggingSeverity
 
 from clamp_ros.bringup.graph import ARGUMENTS, artifact_folder, resolve
 from clamp_ros.bringup.picture import compose
