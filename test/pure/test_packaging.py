@@ -66,6 +66,13 @@ def test_ros_stays_in_its_rooms():
     }  # fmt: skip
 
 
+def test_shipped_policies_hold_no_paths_of_the_machine_that_exported_them():
+    networks = sorted((ROOT / "models").glob("*/*.onnx"))
+    assert networks
+    for path in networks:
+        assert b"stack_trace" not in path.read_bytes() and b".py" not in path.read_bytes(), path
+
+
 def test_one_version_everywhere():
     import clamp_ros
 

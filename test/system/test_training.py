@@ -80,6 +80,8 @@ def test_from_store_to_an_artifact_that_infers_like_torch(store_folder: Path, en
     artifact = Artifact.load(tmp_path / "artifact")
     assert artifact.manifest.rgb_cameras == ("front_left",)
     assert artifact.manifest.fusion == EXPERIMENT.fusion
+    for part in artifact.manifest.files:
+        assert b"stack_trace" not in artifact.file(part).read_bytes(), "the exporting machine's paths"
 
     fusion, row = new_fusion(EXPERIMENT.fusion), 3
     observation = Observation(

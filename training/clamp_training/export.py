@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -95,6 +96,22 @@ class DenoiseGraph(nn.Module):
         return self.policy.denoise(noisy_actions, step, Context(keys, values, memory_valid))
 
 
+def strip(path: Path) -> None:
+    """Takes out what torch notes beside each node: stack traces, and with them the paths of the exporting machine."""
+    model = onnx.load(path)
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    onnx.save(model, path)
+
+
 def _export(
     module: nn.Module, inputs: tuple[Any, ...], path: Path, input_names: list[str], output_names: list[str]
 ) -> None:
@@ -112,6 +129,7 @@ def _export(
             module, inputs, path, input_names=input_names, output_names=output_names, dynamo=True, external_data=False,
             verbose=False,
         )  # fmt: skip
+    strip(path)
     with torch.no_grad():
         expected = module(*inputs)
     expected = expected if isinstance(expected, tuple) else (expected,)
