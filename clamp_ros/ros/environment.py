@@ -46,8 +46,12 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
 def clean_shared_memory(folder: Path = SHARED_MEMORY) -> int:
     """Removes Fast DDS segments of this user whose owner is dead; a killed process leaves its own behind.
 
-    Fast DDS holds a file lock on ``<segment>_el`` while a segment's or port's owner lives, and the kernel releases it
-    with the process, whatever killed it. A lock that can be had is a dead owner's.
+    Fast DDS holds a file lock on ``<segment>_el`` while a segment's owner lives, and the kernel releases it with the
+    process, whatever killed it. A lock that can be had is a dead owner's.
+
+    Ports (``fastdds_port<number>``, 0.2 MB) are left to Fast DDS: their number is used again, living processes have them
+    open, and it renews them under a mutex of theirs. Removed from outside, the mutex too, a restarted node now and then
+    listened at a port that nobody else could open.
 
     Args:
         folder: where segments are; another one only in tests.
@@ -58,7 +62,8 @@ def clean_shared_memory(folder: Path = SHARED_MEMORY) -> int:
     removed = 0
     for pattern in ("fastdds_*", "fastrtps_*"):
         for lock in folder.glob(pattern + _LOCK_SUFFIX):
-            removed += _remove_if_dead(lock)
+            if not lock.name.startswith(f"{pattern[:-1]}port"):
+                removed += _remove_if_dead(lock)
     return removed
 
 
@@ -70,7 +75,7 @@ def _remove_if_dead(lock: Path) -> bool:
             return False
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in (lock.with_name(name), lock.with_name(f"sem.{name}_mutex"), lock):
+            for path in (lock.with_name(name), lock):
                 path.unlink(missing_ok=True)
     except OSError:  # locked by a living owner, or gone meanwhile
         return False

@@ -111,3 +111,13 @@ def test_a_segment_in_the_making_is_left_alone(tmp_path):
     os.utime(lock, (0, 0))
     assert environment.clean_shared_memory(tmp_path) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_ports_are_left_to_fast_dds(tmp_path):
+    """Others may have a dead process's port open, and the next process takes its number."""
+    names = {"fastdds_port7413", "fastdds_port7413_el", "sem.fastdds_port7413_mutex"}
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    assert environment.clean_shared_memory(tmp_path) == 0
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -141,7 +141,7 @@ def test_the_next_chunk_is_inferred_after_the_steps_that_are_executed(ros: Any, 
     stack.calibrate()
     for tick in range(100, 180, 5):
         stack.observe(tick)
-    stack.wait_for_chunks(4)
+        stack.wait_for_chunks(1 + (tick - 100) // 25)  # a worker that is still busy would skip one
     assert [c.stamp_ns // T for c in stack.chunks] == [100, 125, 150, 175]
 
 
