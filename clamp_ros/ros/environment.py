@@ -49,9 +49,9 @@ def clean_shared_memory(folder: Path = SHARED_MEMORY) -> int:
     Fast DDS holds a file lock on ``<segment>_el`` while a segment's owner lives, and the kernel releases it with the
     process, whatever killed it. A lock that can be had is a dead owner's.
 
-    Ports (``fastdds_port<number>``, 0.2 MB) are left to Fast DDS: their number is used again, living processes have them
-    open, and it renews them under a mutex of theirs. Removed from outside, the mutex too, a restarted node now and then
-    listened at a port that nobody else could open.
+    Ports (``fastdds_port<number>``, 0.2 MB) are left to Fast DDS: their numbers are used again, living processes hold
+    them open, and it renews them under a mutex of theirs. Removed from outside, and the mutex too, a restarted node
+    now and then listened at a port that nobody else could open.
 
     Args:
         folder: where segments are; another one only in tests.
