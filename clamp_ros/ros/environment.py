@@ -6,10 +6,12 @@ Everything here is a default: a variable that the user has set is left alone. `c
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import tempfile
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 PROFILE = Path(__file__).with_name("fastdds.xml")
@@ -27,6 +29,9 @@ _VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE" if os.environ.get("ROS_DISTRO") in 
 DEFAULTS = {_VARIABLE: str(PROFILE)}
 """Environment variable to the value it gets where it is unset."""
 
+PARTICIPANTS = 60
+"""Participant IDs that are handed out in turn. Their ports lie within those of every ROS domain."""
+
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (shared memory, not a temporary file)
 _LOCK_SUFFIX = "_el"
 _MINIMUM_AGE_S = 1.0  # a segment being created is not locked yet
@@ -41,6 +46,45 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     for name, value in DEFAULTS.items():
         environment.setdefault(name, value)
     clean_shared_memory()
+
+
+@contextlib.contextmanager
+def fresh_ports(environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+    """While this process makes its one participant: our profile, with an ID that no participant had lately.
+
+    The ID fixes the ports. Fast DDS would take the first free ones, in a restarted node those of the killed one, to
+    which living nodes go on to send for 20 s. All that time they make and remove its port in shared memory, by name,
+    hundreds of times a second, and now and then the restarted node's with it, which then is deaf.
+
+    A profile of the user's own is left alone.
+
+    Args:
+        environment: changed within the context only, so that no child inherits what is of this process.
+    """
+    if environment.get(_VARIABLE) != str(PROFILE):
+        yield
+        return
+    number = f"<participantID>{_next_participant()}</participantID>"
+    with tempfile.NamedTemporaryFile("w", prefix="clamp_ros-", suffix=".xml", encoding="utf-8") as file:
+        file.write(PROFILE.read_text(encoding="utf-8").replace("<rtps>", f"<rtps>{number}", 1))
+        file.flush()
+        environment[_VARIABLE] = file.name
+        try:
+            yield
+        finally:
+            environment[_VARIABLE] = str(PROFILE)
+
+
+def _next_participant() -> int:
+    """0 to PARTICIPANTS - 1, in turn over all processes of this user."""
+    with (SHARED_MEMORY / f"clamp_ros-{os.getuid()}-participant").open("a+", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        number = (int(text) + 1) % PARTICIPANTS if text.isdigit() else 0
+        file.truncate(0)
+        file.write(str(number))
+    return number
 
 
 def clean_shared_memory(folder: Path = SHARED_MEMORY) -> int:

@@ -291,7 +291,8 @@ def _start_ros(argv: list[str]) -> None:
 
 
 def _spin(factory: Callable[[], Node], stop: _Stop) -> None:
-    node = factory()
+    with environment.fresh_ports():
+        node = factory()
     try:
         with SingleThreadedExecutor() as executor:
             executor.add_node(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,3 +122,46 @@ def test_ports_are_left_to_fast_dds(tmp_path):
         os.utime(tmp_path / name, (0, 0))
     assert environment.clean_shared_memory(tmp_path) == 0
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+NODE = """
+import sys
+from rclpy.node import Node
+from clamp_ros.ros.run import run_node
+class Restarted(Node):
+    def __init__(self):
+        super().__init__("restarted")
+        print("ready", flush=True)
+sys.exit(run_node(Restarted))
+"""
+
+
+def _ports(process: subprocess.Popen[str]) -> set[int]:
+    """The shared-memory ports at which a process listens, but that of ROS's graph, which counts from 7000."""
+    opened = [str(path.readlink()) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+    numbers = {int(found[1]) for name in opened if (found := re.search(r"fastdds_port(\d+)_el", name))}
+    return {number for number in numbers if number >= 7400}
+
+
+def test_a_restarted_node_does_not_listen_at_the_ports_of_the_killed_one(tmp_path):
+    """Fast DDS's living senders go on to make and to remove those."""
+    before: set[int] = set()
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", NODE], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        ports = _ports(process)
+        process.kill()
+        process.communicate()
+        assert len(ports) == 1 and not ports & before
+        before |= ports
+
+
+def test_a_profile_of_the_user_is_not_replaced():
+    mine = {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
+    with environment.fresh_ports(mine):
+        assert mine == {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
+    ours: dict[str, str] = {}
+    environment.prepare(ours)
+    with environment.fresh_ports(ours):
+        assert "<participantID>" in Path(ours["FASTDDS_DEFAULT_PROFILES_FILE"]).read_text()
+    assert ours == environment.DEFAULTS
