@@ -88,9 +88,6 @@ def _pid(node: str) -> int:
     raise AssertionError(f"{node} does not run")
 
 
-# That the arms hold is never tried twice; that a node comes back is: one killed in the middle of Fast DDS's work on
-# shared memory leaves the restarted one deaf now and then.
-@pytest.mark.flaky(reruns=2, only_rerun=["in vain for the status 'running'"])
 @pytest.mark.slow
 def test_the_loop_closes_and_the_arms_hold_whatever_dies(tmp_path, policy):
     log = tmp_path / "log.txt"
