@@ -67,6 +67,11 @@ class LeaderSide:
         Raises:
             ClampError: the handle is not calibrated, or a list has the wrong length.
         """
+        if self.handle_closed_rad == self.handle_open_rad:
+            raise ConfigError(
+                f"handle_closed_rad and handle_open_rad are both {self.handle_open_rad}: measure them on your leader "
+                "(docs/hardware.md, Teleoperation)"
+            )
         handle = GripperMap(self.handle_closed_rad, self.handle_open_rad)
         return ArmUnits(self.joint_signs, self.joint_offsets_rad, handle)
 
