@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from hardware_emulation.leaders import HANDLE, Hands, leader
 from hardware_emulation.servos import Emulator, ServoBus
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
 from clamp_ros.arm.teleop_node import TeleopNode
 from clamp_ros.contract.interfaces import (
+    CLOCK,
     CONTROL_ESTOP,
     CONTROL_RESET,
     CONTROL_SOURCE,
@@ -29,9 +32,9 @@ from clamp_ros.contract.interfaces import (
     TELEOP_STATUS,
     TELEOP_STOP,
 )
-from clamp_ros.contract.robot import ARMS, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.contract.robot import ARMS, CONTROL_PERIOD_NS, REST_POSE, VELOCITY_LIMITS
 from clamp_ros.control.control_node import ControlNode
-from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns
+from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns, time_message
 from clamp_ros.ros.run import advertise, serve, subscribe
 
 TIMEOUT_S = 60.0
@@ -39,9 +42,12 @@ LEADERS = {f"{arm}.{name}": value for arm in ARMS for name, value in HANDLE.item
     "motors.reply_s": 0.05, "motors.retry_s": 0.2, "motors.watchdog_s": 2.5, "motors.fresh_s": 1.0,
     "motors.drive_rad_s": 2.0,
 }  # fmt: skip
-PATIENT = {"rate_hz": 50, "command_timeout_s": 5.0, "law.leader_lost_s": 5.0, "law.take_s": 30.0, "law.align_s": 60.0}
+PATIENT = {
+    "rate_hz": 50, "command_timeout_s": 5.0, "law.leader_lost_s": 5.0, "law.take_s": 30.0, "law.align_s": 120.0,
+    "law.ramp_s": 0.1, "use_sim_time": True, "realtime_priority": 0,
+}  # fmt: skip
 """Deadlines of a busy machine."""
-CONTROL = {"stale_after_s": 1.0, "safety.measured_timeout_s": 5.0, "safety.startup_s": 0.0, "realtime_priority": 0}
+CONTROL = {"stale_after_s": 1.0, "safety.startup_s": 0.0, "use_sim_time": True, "realtime_priority": 0}
 SWING = np.array([0.3, 0.1, -0.1, 0.2, 0.1, 0.2, 0.0] * 2)
 
 
@@ -50,7 +56,10 @@ def node(kind: Any, values: dict[str, Any]) -> Any:
 
 
 class Cell:
-    """Emulated leaders, the node, the control node, and arms that are where they are told to be."""
+    """Emulated leaders, the node, the control node, arms that are where they are told to be, and a clock.
+
+    The clock goes on only while the test waits, so that a busy machine makes nobody late but the leaders.
+    """
 
     def __init__(self, ros: Any, buses: dict[str, ServoBus], **values: Any) -> None:
         self.ros, self.buses = ros, buses
@@ -65,14 +74,20 @@ class Cell:
         subscribe(self.peer, CONTROL_SOURCE, lambda message: self.sources.append(message.frame_id))
         subscribe(self.peer, LEADER_STATES, lambda message: self.leads.append(joints_from_message(message)))
         subscribe(self.peer, JOINT_COMMANDS, self._on_command)
-        self.peer.create_timer(0.02, self._measure)
+        self.clock = advertise(self.peer, CLOCK)
+        self.now_ns = 1_000_000_000
         self.pose = REST_POSE.copy()
         ports = {f"{arm}.port": bus.port for arm, bus in buses.items()}
         self.teleop = ros.add(node(TeleopNode, {**LEADERS, **PATIENT, **ports, **values}))
         self.control: Any = None
+        ros.spin_until(self.clock.get_subscription_count, TIMEOUT_S, "the clock to be heard")
 
     def with_control(self) -> Cell:
         self.control = self.ros.add(node(ControlNode, CONTROL))
+        heard = {self.clock: 2, self.joints: 1}
+        self.ros.spin_until(
+            lambda: all(p.get_subscription_count() >= n for p, n in heard.items()), TIMEOUT_S, "discovery"
+        )
         self.until(lambda: self.commands and self.leads and self.sources, "commands and leaders")
         self.until(lambda: self.teleop._refusal(self.teleop.get_clock().now().nanoseconds) is None, "readiness")
         return self
@@ -86,11 +101,22 @@ class Cell:
         self.pose = joints_from_message(message)
         self.commands.append((stamp_ns(message.header.stamp), self.pose))
 
-    def _measure(self) -> None:
-        self.joints.publish(joint_state_message(self.pose, self.peer.get_clock().now().nanoseconds))
+    def advance(self) -> None:
+        """20 ms."""
+        self.now_ns += CONTROL_PERIOD_NS
+        self.clock.publish(Clock(clock=time_message(self.now_ns)))
+        self.joints.publish(joint_state_message(self.pose, self.now_ns))
+        if self.control is not None:
+            self.ros.spin_until(lambda: self.control._due_ns == self.now_ns, TIMEOUT_S, "a tick of control")
+        self.ros.spin_until(lambda: self.teleop._law._now_ns == self.now_ns, TIMEOUT_S, "a tick of teleoperation")
 
     def until(self, condition: Any, what: str) -> None:
-        self.ros.spin_until(condition, TIMEOUT_S, what)
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"waited {TIMEOUT_S:g} s in vain for {what}")
+            self.advance()
+            self.ros.executor.spin_once(timeout_sec=0.002)
 
     def says(self, text: str) -> None:
         self.until(lambda: self.said and text in self.said[-1], f"{text!r}")
