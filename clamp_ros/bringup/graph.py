@@ -1,7 +1,7 @@
 """The graph of a running system as plain data: which nodes, with which parameters, for which launch arguments.
 
-`launch/aloha_policy.launch.py` turns it into launch_ros actions and `clamp_ros.bringup.up` runs it where there is no
-launch; neither knows a node's name of its own.
+The files in launch/ turn it into launch_ros actions and `clamp_ros.bringup.up` runs it where there is no launch;
+neither knows a node's name of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import yaml
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import CAMERAS
+from clamp_ros.contract.robot import ARMS
 from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.policy.artifact import Artifact, Manifest
 from clamp_ros.share import models_folder, share_folder
@@ -91,10 +92,23 @@ ARGUMENTS = (
     Argument("camera_config", "cameras", "the robot's cameras: a ROS parameter file, or the name of one in "
                                          "share/clamp_ros/config; sim:=false"),
     Argument("arm_config", "arms", "the robot's arms: a file as for camera_config; sim:=false"),
+    Argument("takeover", "false", "run teleoperation beside the policy, so that a person can take over", _SWITCH),
+    Argument("leaders", "/dev/ttyDXL_leader", "the leader arms' ports, without _left and _right"),
+    Argument("leader_config", "leaders", "the leader arms: a file as for camera_config"),
     Argument("config", "", "ROS parameter file laid over everything here, keyed by node name; a path, or the name of "
                            "one in share/clamp_ros/config"),
 )
 """The arguments of the policy's graph."""
+
+_SHARED = ("sim", "seed", "robot_model", "record", "record_to", "camera_config", "arm_config", "leaders",
+           "leader_config", "config")
+TELEOP_ARGUMENTS = (
+    Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
+    Argument("cameras", "front_left,back_right", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated"),
+    Argument("operator", "", "who moves the leaders, for the bags"),
+    *(argument for argument in ARGUMENTS if argument.name in _SHARED),
+)
+"""The arguments of teleoperation's graph."""
 
 
 def resolve(given: Mapping[str, str], arguments: Sequence[Argument] = ARGUMENTS) -> dict[str, str]:
@@ -136,7 +150,7 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
     matching = {} if sim else {"match_tolerance_s": FREE_RUNNING_S}
     enabled = sim if values["enabled"] == "auto" else values["enabled"] == "true"
     nodes = [
-        *(_simulation(values, manifest, cameras, files) if sim else _hardware(values, cameras, files)),
+        *(_simulation(values, cameras, files, _images(manifest)) if sim else _hardware(values, cameras, files)),
         Node(
             "fusion_node", "clamp_ros.fusion.fusion_node", files=files, restart=True,
             parameters={**clock, "artifact": folder, "cameras": cameras, **matching},
@@ -150,26 +164,68 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
             parameters={**clock, "mode": values["control"]},
         ),
     ]
+    if values["takeover"] == "true":
+        nodes.append(_teleop(values, files, clock))
     if values["record"] == "true":
-        nodes.append(
-            Node(
-                "recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True,
-                parameters={**clock, "cameras": cameras, "folder": values["record_to"], "operator": manifest.name},
-            )
-        )
+        nodes.append(_recorder(values, files, {**clock, "cameras": cameras, "operator": manifest.name}))
     _check_sections(files, nodes)
     return tuple(nodes)
 
 
+def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
+    """The nodes by which a person moves the robot, or its simulation, with the leader arms.
+
+    Args:
+        given: launch arguments by name, of `TELEOP_ARGUMENTS`; those absent have their defaults.
+
+    Raises:
+        ConfigError: an argument is unknown or impossible.
+    """
+    values = resolve(given, TELEOP_ARGUMENTS)
+    sim, record = values["sim"] == "true", values["record"] == "true"
+    cameras = _cameras(values["cameras"])
+    files = _parameter_files("config", values["config"])
+    clock = {"use_sim_time": True} if sim else {}
+    nodes = [
+        *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
+        Node(
+            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "teleop"},
+        ),
+        _teleop(values, files, {**clock, "hand_back": "teleop", "record": record}),
+    ]  # fmt: skip
+    if record:
+        told = {"cameras": cameras, "operator": values["operator"], "task": values["task"]}
+        nodes.append(_recorder(values, files, {**clock, **told}))
+    _check_sections(files, nodes)
+    return tuple(nodes)
+
+
+def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
+    """Begins anew after a death, since it begins idle and the control node holds meanwhile."""
+    ports = {f"{arm}.port": f"{values['leaders']}_{arm}" for arm in ARMS}
+    leader_files = _parameter_files("leader_config", values["leader_config"])
+    return Node(
+        "teleop_node", "clamp_ros.arm.teleop_node", files=(*leader_files, *files), restart=True,
+        parameters={**ports, **parameters},
+    )  # fmt: skip
+
+
+def _recorder(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
+    return Node(
+        "recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True,
+        parameters={**parameters, "folder": values["record_to"]},
+    )  # fmt: skip
+
+
 def _simulation(
-    values: Mapping[str, str], manifest: Manifest, cameras: list[str], files: tuple[Path, ...]
+    values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...], images: Mapping[str, Any]
 ) -> tuple[Node, ...]:
     parameters = {
         "task": values["task"],
         "cameras": cameras,
         "seed": _integer("seed", values["seed"]),
         "robot_model": values["robot_model"],
-        **_images(manifest),
+        **images,
     }
     return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=files, parameters=parameters),)
 

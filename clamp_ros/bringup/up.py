@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
 
@@ -70,11 +70,17 @@ def describe(arguments: Sequence[Argument]) -> str:
     return "\n".join(lines)
 
 
-def up(words: Sequence[str]) -> int:
-    """Runs the policy's graph until it is told to stop, or a node that it cannot do without dies.
+def up(
+    words: Sequence[str],
+    make: Callable[[Mapping[str, str]], Sequence[Node]] = aloha_policy,
+    beside: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> int:
+    """Runs a graph until it is told to stop, or a node that it cannot do without dies.
 
     Args:
         words: launch arguments, ``name:=value``.
+        make: the graph, by default the policy's.
+        beside: what goes on while it runs.
 
     Returns:
         The exit code: 0 after a stop that was asked for, 2 where the user must mend something, else 1.
@@ -82,10 +88,11 @@ def up(words: Sequence[str]) -> int:
     Raises:
         ClampError: the arguments are wrong, or ROS cannot start here.
     """
-    nodes = aloha_policy(parse_arguments(words))
+    nodes = make(parse_arguments(words))
     environment.prepare()
     messages.ensure()
-    return Runner(nodes).run()
+    with beside():
+        return Runner(nodes).run()
 
 
 @dataclass

@@ -24,14 +24,17 @@ from clamp_ros.contract.errors import RecordError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
     CAMERAS,
+    CONTROL_SOURCE,
     CONTROL_STATUS,
     DIAGNOSTICS,
     JOINT_COMMANDS,
     JOINT_STATES,
+    LEADER_STATES,
     RECORD_DISCARD,
     RECORD_START,
     RECORD_STOP,
     TASK_STATE,
+    TELEOP_STATUS,
     TF,
     TF_STATIC,
     TOPICS,
@@ -47,8 +50,11 @@ from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, run_node, serve, subscribe
 
 _BY_NAME = {topic.name: topic for topic in TOPICS}
-_ALWAYS = (JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, TF, TF_STATIC, TASK_STATE, CONTROL_STATUS, DIAGNOSTICS)
-_KEPT = (TF_STATIC.name, CONTROL_STATUS.name)
+_ALWAYS = (
+    JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, TF, TF_STATIC, TASK_STATE, CONTROL_STATUS, DIAGNOSTICS,
+    CONTROL_SOURCE, TELEOP_STATUS, LEADER_STATES,
+)  # fmt: skip
+_KEPT = (TF_STATIC.name, CONTROL_STATUS.name, CONTROL_SOURCE.name, TELEOP_STATUS.name)
 """Latched topics: what they said before an episode begins belongs to the episode too."""
 _WATCH_S = 1.0
 

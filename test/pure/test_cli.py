@@ -15,7 +15,7 @@ from clamp_ros import cli
     ("words", "expected"),
     [
         (["evl"], "did you mean `clamp eval`?"),
-        (["xyzzy"], "commands are: up, demo"),
+        (["xyzzy"], "commands are: up, teleop, keys, demo"),
         (["eval"], "--task"),
         (["eval", "--task", "mug_on_plate", "--episods", "3"], "--episods"),
         (["eval", "--task", "mug_on_plate", "--episodes", "0"], "--episodes is 0"),
@@ -27,6 +27,7 @@ from clamp_ros import cli
         (["info", "/nowhere"], "neither a policy"),
         (["up", "sim:=tru"], "expected one of true, false"),
         (["up", "simm:=true"], "did you mean 'sim'?"),
+        (["teleop", "leader:=/tmp/x"], "did you mean 'leaders'?"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(words, expected, capsys, tmp_path, monkeypatch):

@@ -76,6 +76,27 @@ def test_arguments_reach_their_nodes(policy):
     assert nodes["recorder_node"].parameters["folder"] == "bags"
 
 
+def test_a_person_may_stand_by_to_take_over_and_the_policy_has_the_arms(policy):
+    nodes = _by_name(policy=policy, takeover="true", leaders="/dev/ttyOTHER")
+    assert nodes["teleop_node"].parameters == {
+        "use_sim_time": True, "left.port": "/dev/ttyOTHER_left", "right.port": "/dev/ttyOTHER_right",
+    }  # fmt: skip
+    assert "source" not in nodes["control_node"].parameters
+
+
+def test_teleoperation_needs_no_policy_and_hands_the_arms_back_to_nobody():
+    nodes = {node.name: node for node in graph.aloha_teleop({"sim": "true", "record": "true", "operator": "Ada"})}
+    assert list(nodes) == ["mujoco_node", "control_node", "teleop_node", "recorder_node"]
+    assert nodes["control_node"].parameters["source"] == "teleop"
+    assert nodes["teleop_node"].parameters["hand_back"] == "teleop"
+    assert nodes["teleop_node"].parameters["record"] is True
+    assert nodes["recorder_node"].parameters["operator"] == "Ada"
+    robot = {node.name: node for node in graph.aloha_teleop({})}
+    assert list(robot) == ["camera_node", "arm_node", "control_node", "teleop_node"]
+    assert robot["teleop_node"].parameters["left.port"] == "/dev/ttyDXL_leader_left"
+    assert robot["teleop_node"].parameters["record"] is False
+
+
 def test_the_tasks_offered_are_those_of_the_simulation():
     assert next(a for a in graph.ARGUMENTS if a.name == "task").choices == TASK_NAMES == tuple(TASKS)
 

@@ -1,7 +1,7 @@
-"""The launch file says what the graph says, and so does `clamp up`.
+"""The launch files say what the graphs say, and so do `clamp up` and `clamp teleop`.
 
 launch and launch_ros come with ROS and are not on PyPI, so recording stand-ins take their place: the test is about what
-the file asks of them.
+the files ask of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clamp_ros.bringup import graph, up
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.share import share_folder
 
-LAUNCH_FILE = share_folder() / "launch" / "aloha_policy.launch.py"
+LAUNCHING = "clamp_ros.bringup.launching"
 
 
 class _Recorded:
@@ -26,9 +26,9 @@ class _Recorded:
         self.args, self.kwargs = args, kwargs
 
 
-@pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The launch file as a module, over recording stand-ins of launch's classes."""
+@pytest.fixture(autouse=True)
+def launching(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What the launch files share, over recording stand-ins of launch's classes."""
     for name, classes in {
         "launch": ("LaunchContext", "LaunchDescription"),
         "launch.actions": ("DeclareLaunchArgument", "OpaqueFunction"),
@@ -41,11 +41,27 @@ def launch_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         for cls in classes:
             setattr(module, cls, type(cls, (_Recorded,), {}))
         monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("aloha_policy_launch", LAUNCH_FILE)
+    spec = importlib.util.find_spec(LAUNCHING)
+    assert spec is not None
+    return _load(LAUNCHING, spec.origin, monkeypatch)
+
+
+def _load(name: str, path: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(params=["aloha_policy", "aloha_teleop"])
+def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """A launch file's entities, and the arguments and the graph that it is about."""
+    path = share_folder() / "launch" / f"{request.param}.launch.py"
+    arguments = {"aloha_policy": graph.ARGUMENTS, "aloha_teleop": graph.TELEOP_ARGUMENTS}[request.param]
+    entities = _load(f"{request.param}_launch", path, monkeypatch).generate_launch_description().args[0]
+    return entities, arguments, getattr(graph, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +71,29 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def _context(given: dict[str, str]) -> Any:
-    values = {argument.name: argument.default for argument in graph.ARGUMENTS} | given
+def _context(given: dict[str, str], arguments: Any = graph.ARGUMENTS) -> Any:
+    values = {argument.name: argument.default for argument in arguments} | given
     return SimpleNamespace(
         argv=[f"{name}:={value}" for name, value in given.items()], launch_configurations=values, is_shutdown=False
     )
 
 
-def test_every_argument_is_declared_with_its_default_text_and_choices(launch_file):
-    entities = launch_file.generate_launch_description().args[0]
-    assert entities[-1].kwargs == {"function": launch_file.make_nodes}
+def test_every_argument_is_declared_with_its_default_text_and_choices(launched):
+    entities, arguments, _ = launched
     declared = [
         (entity.args[0], entity.kwargs["default_value"], entity.kwargs["description"], entity.kwargs["choices"])
         for entity in entities[:-1]
     ]
-    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in graph.ARGUMENTS]
+    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in arguments]
 
 
-@pytest.mark.parametrize("extra", [{}, {"record": "true", "config": "sim_delays", "cameras": "front_left"}])
-def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launch_file, policy, extra):
-    given = {"sim": "true", "policy": policy, **extra}
-    nodes = graph.aloha_policy(given)
-    actions = launch_file.make_nodes(_context(given))
+@pytest.mark.parametrize("extra", [{}, {"record": "true", "cameras": "front_left"}])
+def test_launch_and_clamp_start_the_nodes_of_the_graph(launched, policy, extra):
+    entities, arguments, make = launched
+    policies = {"policy": policy, "config": "sim_delays", "takeover": "true"} if make is graph.aloha_policy else {}
+    given = {"sim": "true", **policies, **extra}
+    nodes = make(given)
+    actions = entities[-1].kwargs["function"](_context(given, arguments))
     for node, action in zip(nodes, actions, strict=True):
         asked = action.kwargs
         assert (asked["package"], asked["executable"], asked["name"]) == (graph.PACKAGE, node.name, node.name)
@@ -89,20 +106,21 @@ def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launch_file, policy, e
     assert [node.name for node in up.Runner(nodes).nodes] == [node.name for node in nodes]
 
 
-def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launch_file):
+def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launched):
+    entities, arguments, _ = launched
     with pytest.raises(ConfigError, match=r"unknown launch argument 'simm'; did you mean 'sim'\?"):
-        launch_file.make_nodes(_context({"simm": "true"}))
+        entities[-1].kwargs["function"](_context({"simm": "true"}, arguments))
 
 
-def test_the_death_of_a_required_node_ends_launch_with_an_error_and_a_restart_does_not(launch_file):
+def test_the_death_of_a_required_node_ends_launch_with_an_error_and_a_restart_does_not(launching):
     died, context = SimpleNamespace(returncode=1), _context({})
-    required = launch_file.Death(graph.Node("mujoco_node", "m"))
+    required = launching.Death(graph.Node("mujoco_node", "m"))
     with pytest.raises(RuntimeError, match="mujoco_node ended"):
         required(died, context)
-    restartable = launch_file.Death(graph.Node("policy_node", "m", restart=True))
+    restartable = launching.Death(graph.Node("policy_node", "m", restart=True))
     for _ in range(graph.RESTARTS):
         restartable(died, context)
     with pytest.raises(RuntimeError, match="policy_node ended"):
         restartable(died, context)
     context.is_shutdown = True
-    launch_file.Death(graph.Node("mujoco_node", "m"))(died, context)
+    launching.Death(graph.Node("mujoco_node", "m"))(died, context)
