@@ -29,6 +29,8 @@ examples:
   clamp up sim:=true task:=mug_on_plate_easy               the whole system, until Ctrl-C
   clamp demos --task mug_on_plate --episodes 150 --out data/mug
   clamp eval --task mug_on_plate_easy --episodes 50        score the shipped policy on unseen layouts
+  clamp record --out data/episodes                         record a running system, with a live audit
+  clamp bag recover data/episodes                          mend what a crash or a full disk has left
   clamp info data/mug/mug_on_plate_000000                  audit a bag
 
 `clamp COMMAND --help` tells more about each.
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_record, _add_demos, _add_eval, _add_info):
+    for add in (_add_record, _add_bag, _add_demos, _add_eval, _add_info):
         add(commands)
     return parser
 
@@ -105,39 +107,70 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 def _add_record(commands: Any) -> None:
     parser = _command(
         commands, "record", "record a running system, one bag an episode", _run_record,
-        "Records until Ctrl-C. With --services it waits for /record/start, /record/stop and /record/discard instead.\n"
-        "A bag is a rosbag2 directory that `ros2 bag`, rosbags and Foxglove read.",
+        "Records until Ctrl-C, and shows every topic's rate, gaps and losses meanwhile. With --services it waits for\n"
+        "/record/start, stop, discard and keep instead. A bag is a rosbag2 directory that `ros2 bag`, rosbags and\n"
+        "Foxglove read; the verdict on it is in its metadata.",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("data/episodes"), help="folder for the bags (%(default)s)")
     parser.add_argument("--task", default="", help="for the bag's name and metadata; a simulation tells its own")
     parser.add_argument("--operator", default="", help="who moves the arms")
     parser.add_argument("--cameras", type=_names, default=("front_left", "back_right"), metavar="A,B",
                         help="cameras to record (front_left,back_right)")  # fmt: skip
+    parser.add_argument("--images", default="raw", choices=("raw", "compressed"),
+                        help="raw, or JPEG and PNG as the camera node offers them (%(default)s)")  # fmt: skip
     parser.add_argument("--compression", default="lz4", choices=("none", "lz4", "zstd"), help="%(default)s")
+    parser.add_argument("--calibration", type=Path, action="append", default=[], metavar="FILE",
+                        help="configuration to keep in the metadata; may be given again")  # fmt: skip
     parser.add_argument("--sim", action="store_true", help="stamp with simulated time")
     parser.add_argument("--services", action="store_true", help="wait for the services")
-    parser.add_argument("--recover", type=Path, metavar="BAG.partial", help="make a bag readable that was not finished")
+    parser.add_argument("--keep", type=float, default=0.0, metavar="S",
+                        help="with --services: hold the last S seconds in memory for /record/keep")  # fmt: skip
 
 
 def _run_record(args: argparse.Namespace) -> int:
-    if args.recover is not None:
-        from clamp_ros.record.recover import recover
-
-        recovery = recover(args.recover)
-        lost = "; its end is missing" if recovery.truncated else ""
-        print(f"{recovery.path}: {recovery.message_count} messages{lost}")
-        return 0
     import json
 
     from clamp_ros.record.recorder_node import RecorderNode
+    from clamp_ros.record.view import View
     from clamp_ros.ros.run import run_node
 
+    if args.keep and not args.services:
+        raise ConfigError("--keep needs --services: what is recorded from the start is kept anyway")
     parameters = {
         "folder": str(args.out), "task": args.task, "operator": args.operator, "cameras": list(args.cameras),
-        "compression": args.compression, "auto_start": not args.services, "use_sim_time": args.sim,
+        "images": args.images, "compression": args.compression, "calibration": list(map(str, args.calibration)),
+        "keep_s": args.keep, "auto_start": not args.services, "use_sim_time": args.sim,
     }  # fmt: skip
     words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
-    return run_node(RecorderNode, ["clamp record", "--ros-args", *words])
+    view = View(sys.stdout)
+    return run_node(lambda: RecorderNode(view.show), ["clamp record", "--ros-args", *words])
+
+
+def _add_bag(commands: Any) -> None:
+    parser = _command(
+        commands, "bag", "mend bags that were not finished, and audit bags", _run_bag,
+        "recover: makes a bag of what a crash, a SIGKILL or a full disk has left in NAME.partial: all but the last\n"
+        "chunk. A folder stands for every unfinished bag in it. audit: reads whole bags, as `clamp info` does.",
+    )  # fmt: skip
+    parser.add_argument("action", choices=("recover", "audit"))
+    parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="NAME.partial, a bag, or a folder of them")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="recover: onto another disk, where this one is full")
+
+
+def _run_bag(args: argparse.Namespace) -> int:
+    if args.action == "audit":
+        from clamp_ros import info
+
+        told = [info.about(path) for path in args.bags]
+        print("\n".join(text for text, _ in told))
+        return 0 if all(good for _, good in told) else EXIT_PROBLEM
+    from clamp_ros.record.recover import recover, unfinished
+
+    for path in unfinished(args.bags):
+        recovery = recover(path, args.to)
+        lost = "; its end is missing" if recovery.truncated else ""
+        print(f"{recovery.path}: {recovery.message_count} messages{lost}")
+    return 0
 
 
 def _add_demos(commands: Any) -> None:

@@ -171,9 +171,11 @@ SIM_STEP = Service("/sim/step", "std_srvs/srv/Trigger", "one control period (20 
 RECORD_START = Service("/record/start", "std_srvs/srv/Trigger", "begin an episode; the answer names the bag")
 RECORD_STOP = Service("/record/stop", "std_srvs/srv/SetBool", "end the episode; true marks a success, false a failure")
 RECORD_DISCARD = Service("/record/discard", "std_srvs/srv/Trigger", "end the episode and move its bag to discarded/")
+RECORD_KEEP = Service("/record/keep", "std_srvs/srv/Trigger",
+                      "write the last seconds, held in memory between episodes, as an episode of their own")
 
 SERVICES: tuple[Service, ...] = (
     POLICY_ENABLE, CONTROL_ENABLE, CONTROL_ESTOP, CONTROL_RESET, ARMS_TORQUE, ARMS_REBOOT, ARMS_HOME,
     ARMS_SLEEP, SIM_RESET, SIM_PAUSE, SIM_STEP,
-    RECORD_START, RECORD_STOP, RECORD_DISCARD,
+    RECORD_START, RECORD_STOP, RECORD_DISCARD, RECORD_KEEP,
 )

@@ -31,7 +31,7 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.record.episode import Episode
-from clamp_ros.record.recorder_node import RecorderNode, recorded_topics
+from clamp_ros.record.recorder_node import RecorderNode
 from clamp_ros.ros.convert import camera_info_message, image_message, joint_state_message, transform_message
 from clamp_ros.ros.run import interface_type, qos_profile, subscribe
 
@@ -40,7 +40,7 @@ PINHOLE = Pinhole(424, 240, 300.0, 300.0, 211.5, 119.5)
 
 
 def recorder(ros, folder, **parameters):
-    values = {"folder": str(folder), "cameras": [CAMERA], "min_free_gb": 0.0, **parameters}
+    values = {"folder": str(folder), "cameras": [CAMERA], "min_free_gb": 0.0, "disk_check_s": 0.0, **parameters}
     overrides = [Parameter(name, value=value) for name, value in values.items()]
     return ros.add(RecorderNode(parameter_overrides=overrides))
 
@@ -83,7 +83,7 @@ def publish_all(source, i: int) -> None:
 def test_a_bag_holds_what_was_published_byte_for_byte(ros, source, tmp_path):
     node = recorder(ros, tmp_path, operator="Ada")
     heard: dict[str, list[bytes]] = {}  # by another subscriber: serialising again would differ in the padding
-    for topic in recorded_topics(node._config):
+    for topic in node.recorder.topics:
         if topic.name in source.send:
             subscribe(source, topic, heard.setdefault(topic.name, []).append, raw=True)
     static = interface_type(TF_STATIC.type)(
@@ -91,15 +91,15 @@ def test_a_bag_holds_what_was_published_byte_for_byte(ros, source, tmp_path):
     )
     source.send[TF_STATIC.name].publish(static)  # before the episode: a latched topic
     ros.spin_until(connected(source))
-    ros.spin_until(lambda: node._kept[TF_STATIC.name])
+    ros.spin_until(lambda: node.recorder._kept[TF_STATIC.name])
     publish_all(source, -1 % 1000)  # before the episode: not in the bag
-    ros.spin_until(lambda: node._task_state.get("i") == 999)
+    ros.spin_until(lambda: node.recorder.task_state.get("i") == 999)
     started = ros.call(source, Trigger, RECORD_START.name)
     assert started.success
     assert started.message.startswith(str(tmp_path / "mug_on_plate_"))
     for i in range(10):
         publish_all(source, i)
-        ros.spin_until(lambda i=i: node._writer.message_count >= 1 + 5 * (i + 1))
+        ros.spin_until(lambda i=i: node.recorder.messages >= 1 + 5 * (i + 1))
     stopped = ros.call(source, SetBool, RECORD_STOP.name, SetBool.Request(data=True))
     assert (stopped.success, stopped.message) == (True, started.message)
     with Reader(stopped.message) as reader:

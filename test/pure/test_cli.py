@@ -23,7 +23,7 @@ from clamp_ros import cli
         (["demos", "--task", "mug_on_plat", "--episodes", "1", "--out", "x"], "did you mean 'mug_on_plate'?"),
         (["demos", "--task", "mug_on_plate", "--episodes", "many", "--out", "x"], "many"),
         (["demos", "--task", "mug_on_plate", "--episodes", "1", "--out", "x", "--cameras", "front"], "front"),
-        (["record", "--recover", "/nowhere"], "is not an unfinished bag"),
+        (["bag", "recover", "/nowhere"], "is not an unfinished bag"),
         (["info", "/nowhere"], "neither a policy"),
         (["up", "sim:=tru"], "expected one of true, false"),
         (["up", "simm:=true"], "did you mean 'sim'?"),

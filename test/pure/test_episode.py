@@ -210,7 +210,7 @@ def test_a_killed_writer_leaves_a_bag_that_can_be_recovered(tmp_path):
         assert process.stdout.readline() == b"written\n"
         os.kill(process.pid, signal.SIGKILL)
     assert [p.name for p in tmp_path.iterdir()] == ["bag.partial"]
-    with pytest.raises(RecordError, match="--recover"):
+    with pytest.raises(RecordError, match="clamp bag recover"):
         Episode.open(tmp_path / "bag.partial")
     recovery = recover(tmp_path / "bag.partial")
     assert recovery.truncated
