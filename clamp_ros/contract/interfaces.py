@@ -112,6 +112,16 @@ DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", Qos.S
                     "each node's health: latencies, counts of dropped, late and refused messages")
 CONTROL_STATUS = Topic("/control/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
                        "what the control loop does: idle, running, holding (and why), stopped")
+CONTROL_SOURCE = Topic("/control/source", "std_msgs/msg/Header", Qos.LATCHED, None, "",
+                       "whose targets the commands follow from this stamp on, in frame_id: policy, teleop or replay")
+TELEOP_TARGETS = Topic("/teleop/joint_targets", "sensor_msgs/msg/JointState", Qos.COMMAND, CONTROL_RATE_HZ, "",
+                       "14 absolute targets of the leader arms; followed, through the gate, while `source` is teleop")
+REPLAY_TARGETS = Topic("/replay/joint_targets", "sensor_msgs/msg/JointState", Qos.COMMAND, CONTROL_RATE_HZ, "",
+                       "14 absolute targets of a bag; followed, through the gate, while `source` is replay")
+LEADER_STATES = Topic("/leader/joint_states", "sensor_msgs/msg/JointState", Qos.STATE, None, "",
+                      "the leader arms' positions in the followers' units and names, 50 Hz while they answer")
+TELEOP_STATUS = Topic("/teleop/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
+                      "what teleoperation does: idle, approaching, following, stopped (and why)")
 ARMS_STATUS = Topic("/arms/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
                     "what the real arms do: starting, off, holding (and why), following, moving, fault; robot only")
 TASK_STATE = Topic("/sim/task_state", "std_msgs/msg/String", Qos.STATE, 10.0, "",
@@ -137,7 +147,7 @@ TOPICS: tuple[Topic, ...] = (
                   "depth as PNG; hardware only, where `compressed` is set, while somebody subscribes"),
         )
     ),
-    ARMS_STATUS,
+    ARMS_STATUS, CONTROL_SOURCE, TELEOP_TARGETS, REPLAY_TARGETS, LEADER_STATES, TELEOP_STATUS,
 )
 
 _BY_NAME = {row.name: row for row in TOPICS}
@@ -155,9 +165,16 @@ def topic(name: str) -> Topic:
 
 
 POLICY_ENABLE = Service("/policy/enable", "std_srvs/srv/SetBool", "start or stop inferring chunks")
-CONTROL_ENABLE = Service("/control/enable", "std_srvs/srv/SetBool", "start or stop executing chunks; stopped means hold")
+CONTROL_ENABLE = Service("/control/enable", "std_srvs/srv/SetBool", "start or stop following targets, whosever; stopped means hold")
 CONTROL_ESTOP = Service("/control/estop", "std_srvs/srv/Trigger", "latched emergency stop: hold until reset")
 CONTROL_RESET = Service("/control/reset", "std_srvs/srv/Trigger", "leave the emergency stop; chunks from before are void")
+CONTROL_PARAMETERS = Service("/control_node/set_parameters", "rcl_interfaces/srv/SetParameters",
+                             "ROS's own; its `source` selects whose targets are followed: policy, teleop or replay")
+TELEOP_START = Service("/teleop/start", "std_srvs/srv/Trigger",
+                       "take over: the leaders and followers approach each other, then the followers follow")
+TELEOP_STOP = Service("/teleop/stop", "std_srvs/srv/SetBool",
+                      "hand back; where it records episodes, true marks a success, false a failure")
+TELEOP_DISCARD = Service("/teleop/discard", "std_srvs/srv/Trigger", "hand back, and discard the episode")
 ARMS_TORQUE = Service("/arms/torque", "std_srvs/srv/SetBool",
                       "true: hold both arms where they stand, and leave a fault; false: let go, and they fall")
 ARMS_REBOOT = Service("/arms/reboot", "std_srvs/srv/Trigger",
@@ -177,5 +194,10 @@ RECORD_KEEP = Service("/record/keep", "std_srvs/srv/Trigger",
 SERVICES: tuple[Service, ...] = (
     POLICY_ENABLE, CONTROL_ENABLE, CONTROL_ESTOP, CONTROL_RESET, ARMS_TORQUE, ARMS_REBOOT, ARMS_HOME,
     ARMS_SLEEP, SIM_RESET, SIM_PAUSE, SIM_STEP,
+<<<<<<< HEAD
     RECORD_START, RECORD_STOP, RECORD_DISCARD, RECORD_KEEP,
+=======
+    CONTROL_PARAMETERS, TELEOP_START, TELEOP_STOP, TELEOP_DISCARD,
+    RECORD_START, RECORD_STOP, RECORD_DISCARD,
+>>>>>>> 955dffb
 )

@@ -1,4 +1,7 @@
-"""The control loop as a ROS 2 node: action chunks and joint states in, one safe joint command every 20 ms out.
+"""The control loop as a ROS 2 node: targets and joint states in, one safe joint command every 20 ms out.
+
+The targets are the policy's action chunks, or those of a person or a recording (`control.sources`); the parameter
+`source` says whose, and may be set at any time.
 
 It shares its process with nothing. Until the arms have been measured it sends nothing; from then on it sends a command
 every tick, whatever fails: the action that is due, or the command before. /control/status and the log say which, and
@@ -14,10 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -29,15 +35,19 @@ from clamp_ros.contract.interfaces import (
     CONTROL_ENABLE,
     CONTROL_ESTOP,
     CONTROL_RESET,
+    CONTROL_SOURCE,
     CONTROL_STATUS,
     JOINT_COMMANDS,
     JOINT_STATES,
+    REPLAY_TARGETS,
+    TELEOP_TARGETS,
 )
 from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
 from clamp_ros.control.chunks import FUTURE_TOLERANCE_NS, MODES, ChunkExecutor
 from clamp_ros.control.safety import GateResult, SafetyConfig, SafetyGate, State
+from clamp_ros.control.sources import SOURCES, Sources
 from clamp_ros.control.ticks import TickGrid
-from clamp_ros.ros.convert import chunk_from_message, joint_state_message, joints_from_message
+from clamp_ros.ros.convert import chunk_from_message, joint_state_message, joints_from_message, time_message
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
@@ -48,6 +58,7 @@ _LEVELS = {
     State.HOLDING: DiagnosticStatus.WARN,
     State.STOPPED: DiagnosticStatus.ERROR,
 }
+_DISABLED = "disabled; /control/enable begins"
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,11 @@ class ControlConfig:
         25, "open loop: actions of a chunk that are sent before the next takes over", unit="ticks",
         minimum=1, maximum=CHUNK_SIZE,
     )  # fmt: skip
-    enabled: bool = param(True, "execute chunks from the start; else /control/enable begins")
+    source: str = param("policy", "whose targets are followed; may be set while it runs", choices=SOURCES)
+    stale_after_s: float = param(
+        0.1, "a target of a person or a recording counts for this long", unit="s", minimum=0.02, maximum=1.0
+    )
+    enabled: bool = param(True, "follow targets from the start; else /control/enable begins")
     realtime_priority: int = param(
         20, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
     )
@@ -70,18 +85,17 @@ class ControlConfig:
 
 
 class ControlNode(Node):
-    """A timer, a chunk executor and the safety gate."""
+    """A timer, the sources of targets and the safety gate."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__("control_node", **options)
-        self._config = declare(self, ControlConfig)
+        self._config = declare(self, ControlConfig, settable=("source",))
         self._health = Health(self)
-        self._chunks = ChunkExecutor(self._config.mode, self._config.execute_steps)
+        chunks = ChunkExecutor(self._config.mode, self._config.execute_steps)
+        self._sources = Sources(chunks, self._config.source, self._config.stale_after_s)
         self._gate = SafetyGate(self._config.safety)
         self._grid = TickGrid()
         self._enabled = self._config.enabled
-        if not self._enabled:
-            self._chunks.clear("disabled; /control/enable begins")
         self._measured: tuple[Any, int] | None = None
         self._arms_ready = True
         self._due_ns = 0
@@ -89,12 +103,18 @@ class ControlNode(Node):
         self._said = ""
         self._commands = advertise(self, JOINT_COMMANDS)
         self._status = advertise(self, CONTROL_STATUS)
+        self._source = advertise(self, CONTROL_SOURCE)
+        self._told_source = ""
         subscribe(self, ACTION_CHUNK, self._on_chunk)
+        subscribe(self, TELEOP_TARGETS, lambda message: self._on_target("teleop", message))
+        subscribe(self, REPLAY_TARGETS, lambda message: self._on_target("replay", message))
         subscribe(self, JOINT_STATES, self._on_joints)
         subscribe(self, ARMS_STATUS, self._on_arms)
         serve(self, CONTROL_ENABLE, self._on_enable)
         serve(self, CONTROL_ESTOP, self._on_estop)
         serve(self, CONTROL_RESET, self._on_reset)
+        self.add_on_set_parameters_callback(_check_source)
+        self.add_post_set_parameters_callback(self._on_parameters)
         self._tell(GateResult(None, State.IDLE, "no joint states yet"))
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=lambda _jump: self._restart())
@@ -118,9 +138,12 @@ class ControlNode(Node):
         if due_ns < self._due_ns:
             self._restart()  # the system's clock was set back
         self._due_ns = due_ns
-        action, reason = self._chunks.action_at(due_ns)
+        action, reason = self._sources.at(due_ns) if self._enabled else (None, _DISABLED)
         measured, measured_ns = self._measured or (None, None)
         result = self._gate.check(action, due_ns, measured, measured_ns, reason)
+        if self._sources.selected != self._told_source:
+            self._told_source = self._sources.selected
+            self._source.publish(Header(stamp=time_message(due_ns), frame_id=self._told_source))
         if result.command is not None:
             self._commands.publish(joint_state_message(result.command, due_ns))
         if result.limited:
@@ -135,14 +158,18 @@ class ControlNode(Node):
 
     def _restart(self) -> None:
         """A new episode: what was measured, planned and commanded before it is void. A latched stop stays."""
-        self.get_logger().info("time ran back: a new episode; chunks and commands before it are void")
+        self.get_logger().info("time ran back: a new episode; targets and commands before it are void")
         self._due_ns = 0
         self._measured = None
+        self._told_source = ""
         self._gate.restart()
-        self._chunks.clear(self._idle_reason())
+        self._sources.void(self._idle_reason("time ran back"), None)
 
-    def _idle_reason(self) -> str:
-        return "no action chunk yet" if self._enabled else "disabled; /control/enable begins"
+    def _idle_reason(self, why: str) -> str:
+        """Why there is no target after something made them void."""
+        if not self._enabled:
+            return _DISABLED
+        return "no action chunk yet" if self._sources.selected == "policy" else why
 
     def _on_joints(self, message: JointState) -> None:
         stamp_ns = stamp_of(message.header.stamp)
@@ -162,17 +189,17 @@ class ControlNode(Node):
         ready = any(value.key == "state" and value.value in ("holding", "following") for value in message.values)
         if ready and not self._arms_ready:
             self._gate.restart()
-            self._void(self._idle_reason())
+            self._void("the arms were moved or let go of")
         self._arms_ready = ready
 
     def _on_chunk(self, message: JointTrajectory) -> None:
-        if not self._enabled or self._gate.stopped:
+        if not self._enabled or self._gate.stopped or self._sources.selected != "policy":
             return
         try:
-            refused = self._chunks.add(chunk_from_message(message))
+            refused = self._sources.add_chunk(chunk_from_message(message))
         except ContractError as error:
             # Its sender is not to be trusted with what it sent before, either.
-            self._chunks.clear(f"bad action chunk: {error}")
+            self._sources.chunks.clear(f"bad action chunk: {error}")
             self._health.fault("bad_chunk", str(error))
             return
         if refused is None:
@@ -180,19 +207,40 @@ class ControlNode(Node):
         else:
             self._health.fault("refused_chunk", refused)
 
-    def _void(self, reason: str) -> None:
-        self._chunks.clear(reason, void_before_ns=self.get_clock().now().nanoseconds)
+    def _on_target(self, source: str, message: JointState) -> None:
+        if not self._enabled or self._gate.stopped or self._sources.selected != source:
+            return
+        now_ns = self.get_clock().now().nanoseconds
+        try:
+            target = joints_from_message(message, f"{source} target")
+            refused = self._sources.add_target(source, target, stamp_of(message.header.stamp), now_ns)
+        except ContractError as error:
+            self._sources.void(f"bad target: {error}", now_ns)
+            self._health.fault("bad_target", str(error))
+            return
+        if refused is None:
+            self._health.count("targets")
+        else:
+            self._health.fault("refused_target", refused)
+
+    def _on_parameters(self, parameters: list[Parameter[Any]]) -> None:
+        for parameter in parameters:
+            if parameter.name == "source":
+                self._sources.select(str(parameter.value), self.get_clock().now().nanoseconds)
+
+    def _void(self, why: str) -> None:
+        self._sources.void(self._idle_reason(why), self.get_clock().now().nanoseconds)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
-        self._void(self._idle_reason())
+        self._void("holding was asked for")
         response.success = True
-        response.message = "executing chunks" if request.data else "holding"
+        response.message = "following targets" if request.data else "holding"
         return response
 
     def _on_estop(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._gate.stop(f"emergency stop by {CONTROL_ESTOP.name}; {CONTROL_RESET.name} releases it")
-        self._void(self._idle_reason())
+        self._void("emergency stop")
         response.success = True
         response.message = "stopped: holding until reset"
         return response
@@ -200,7 +248,7 @@ class ControlNode(Node):
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.message = "released" if self._gate.stopped else "there was no emergency stop"
         self._gate.reset()
-        self._void(self._idle_reason())
+        self._void("emergency stop")
         response.success = True
         return response
 
@@ -218,6 +266,14 @@ class ControlNode(Node):
         self._health.hold("control", None if running else text, error=result.state is State.STOPPED)
         log = self.get_logger()
         log.info(text) if running else log.warning(text)
+
+
+def _check_source(parameters: list[Parameter[Any]]) -> SetParametersResult:
+    for parameter in parameters:
+        if parameter.name == "source" and parameter.value not in SOURCES:
+            reason = f"source is {parameter.value!r}, expected one of {', '.join(SOURCES)}"
+            return SetParametersResult(successful=False, reason=reason)
+    return SetParametersResult(successful=True)
 
 
 def _make() -> ControlNode:

@@ -22,13 +22,16 @@ from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
     ARMS_STATUS,
     CAMERAS,
+    CONTROL_SOURCE,
     CONTROL_STATUS,
     DIAGNOSTICS,
     JOINT_COMMANDS,
     JOINT_STATES,
+    LEADER_STATES,
     RECORD_KEEP,
     RECORD_START,
     TASK_STATE,
+    TELEOP_STATUS,
     TF,
     TF_STATIC,
     TOPICS,
@@ -49,8 +52,9 @@ from clamp_ros.record.writer import COMPRESSIONS, PARTIAL_SUFFIX, EpisodeWriter
 _BY_NAME = {topic.name: topic for topic in TOPICS}
 _ALWAYS = (
     JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, TF, TF_STATIC, TASK_STATE, CONTROL_STATUS, ARMS_STATUS, DIAGNOSTICS,
+    CONTROL_SOURCE, TELEOP_STATUS, LEADER_STATES,
 )  # fmt: skip
-_KEPT = {TF_STATIC.name: 100, CONTROL_STATUS.name: 1, ARMS_STATUS.name: 1}
+_KEPT = {TF_STATIC.name: 100, **{t.name: 1 for t in (CONTROL_STATUS, ARMS_STATUS, CONTROL_SOURCE, TELEOP_STATUS)}}
 """Latched topics: what they said before an episode begins belongs to it too; how many messages of each."""
 _BEHIND = 0.25
 """A queue filled so far means that the disk, or the compressor, does not keep up."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
@@ -20,10 +21,13 @@ from clamp_ros.contract.interfaces import (
     CLOCK,
     CONTROL_ENABLE,
     CONTROL_ESTOP,
+    CONTROL_PARAMETERS,
     CONTROL_RESET,
+    CONTROL_SOURCE,
     CONTROL_STATUS,
     JOINT_COMMANDS,
     JOINT_STATES,
+    TELEOP_TARGETS,
     Qos,
     Service,
 )
@@ -84,6 +88,10 @@ class Cell:
         counts = self.counts()
         self.chunks.publish(message)
         self.ros.spin_until(lambda: self.counts() != counts, what="the chunk")
+
+    def wait_for_target(self, pose: np.ndarray) -> None:
+        due = self.control._sources.at
+        self.ros.spin_until(lambda: np.array_equal(due(self.now * T).action, pose), what="a target")
 
     def counts(self) -> dict[str, str]:
         names = ("chunks", "bad_chunk", "refused_chunk")
@@ -324,3 +332,65 @@ def test_after_the_arms_went_by_themselves_commands_begin_from_where_they_are(ro
         arms.publish(DiagnosticStatus(values=[KeyValue(key="state", value=state)]))
         ros.spin_until(lambda r=ready: cell.control._arms_ready is r, what=state)
     assert cell.advance(measure=False) == pytest.approx(moved)
+
+
+def select(cell: Cell, source: str) -> Any:
+    request = SetParameters.Request(parameters=[Parameter("source", value=source).to_parameter_msg()])
+    return cell.ros.call(cell.node, SetParameters, CONTROL_PARAMETERS.name, request).results[0]
+
+
+def test_a_person_takes_over_and_hands_back_and_the_arms_follow_whoever_is_selected(cell: Cell) -> None:
+    targets = advertise(cell.node, TELEOP_TARGETS)
+    told: list[Any] = []
+    subscribe(cell.node, CONTROL_SOURCE, told.append)
+    running(cell)
+    cell.ros.spin_until(lambda: told and targets.get_subscription_count(), what="discovery")
+    held = cell.advance()
+    assert select(cell, "teleop").successful
+    for _ in range(3):
+        np.testing.assert_array_equal(cell.advance(), held)  # the policy's chunk is void, and no target is there yet
+    cell.says("holding", "no teleop target yet")
+    taken = cell.now
+    pose = held.copy()
+    for _ in range(10):
+        pose[1] += 0.01
+        targets.publish(joint_state_message(pose, cell.now * T))
+        cell.wait_for_target(pose)
+        np.testing.assert_allclose(cell.advance(), pose, atol=1e-9)
+    cell.says("running")
+    last = cell.advance(8)
+    np.testing.assert_allclose(last, pose, atol=1e-9)
+    cell.says("holding", "the newest teleop target is", "limit 0.10 s")
+    assert select(cell, "policy").successful
+    chunk = ramp(cell.now)
+    chunk.actions[:] = last
+    cell.send(chunk_message(chunk))
+    np.testing.assert_allclose(cell.advance(3), last, atol=1e-9)
+    cell.says("running")
+    cell.ros.spin_until(lambda: len(told) > 2, what="the sources")
+    assert [message.frame_id for message in told] == ["policy", "teleop", "policy"]
+    assert stamp_ns(told[1].stamp) == (taken - 2) * T  # the first tick after it was selected
+
+
+def test_a_stream_that_was_stopped_is_not_followed_again_by_itself(cell: Cell) -> None:
+    targets = advertise(cell.node, TELEOP_TARGETS)
+    running(cell)
+    assert select(cell, "teleop").successful
+    cell.ros.spin_until(targets.get_subscription_count, what="discovery")
+    held = cell.advance()
+    cell.service(CONTROL_ESTOP)
+    cell.service(CONTROL_RESET)
+    faults = cell.control._health
+    targets.publish(joint_state_message(held + 0.01, cell.now * T))
+    cell.ros.spin_until(lambda: "refused_target" in str(faults.status().values), what="the refusal")
+    np.testing.assert_array_equal(cell.advance(3), held)
+    cell.says("holding", "select teleop again")
+
+
+def test_an_unknown_source_is_refused_and_the_one_before_stays(cell: Cell) -> None:
+    running(cell)
+    answer = select(cell, "telepathy")
+    assert not answer.successful
+    assert "expected one of policy, teleop, replay" in answer.reason
+    cell.advance(3)
+    cell.says("running")
