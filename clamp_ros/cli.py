@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_record, _add_bag, _add_demos, _add_eval, _add_info):
+    for add in (_add_record, _add_bag, _add_replay, _add_demos, _add_eval, _add_info):
         add(commands)
     return parser
 
@@ -76,9 +76,11 @@ def _run_up(words: Sequence[str]) -> int:
     from clamp_ros.bringup import graph, up
 
     if {"-h", "--help", "--show-args"} & set(words):
-        print("usage: clamp up [name:=value ...]\n\nRuns the nodes of `ros2 launch clamp_ros aloha_policy.launch.py`.")
+        name, _ = up.graph_name([word for word in words if not word.startswith("-")])
+        print(f"usage: clamp up [{'|'.join(graph.GRAPHS)}] [name:=value ...]\n")
+        print(f"Runs the nodes of `ros2 launch clamp_ros aloha_{name}.launch.py`; without a name the policy's.")
         print("Ctrl-C stops them; a second one kills them.\n\narguments:")
-        print(up.describe(graph.ARGUMENTS))
+        print(up.describe(graph.GRAPHS[name][0]))
         return 0
     return up.up(words)
 
@@ -171,6 +173,38 @@ def _run_bag(args: argparse.Namespace) -> int:
         lost = "; its end is missing" if recovery.truncated else ""
         print(f"{recovery.path}: {recovery.message_count} messages{lost}")
     return 0
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _command(
+        commands, "replay", "play a bag's recorded commands, on the robot or in simulation", _run_replay,
+        "On the system that runs (`clamp up`, or a launch file): the arms approach the recording's first pose,\n"
+        "follow it through the safety gate, and hold its last pose. With --sim it starts a simulation of the bag's\n"
+        "task and seed, and tells whether the task was done: exit code 1 if not.",
+    )  # fmt: skip
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the recording (%(default)s)")
+    parser.add_argument("--approach", type=float, default=0.4, metavar="RAD_S", help="fastest joint (%(default)s)")
+    parser.add_argument("--sim", action="store_true", help="in a simulation of its own")
+    parser.add_argument("--sim-time", action="store_true", help="the system that runs is a simulation")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="with --sim: record the replay into this folder")
+
+
+def _run_replay(args: argparse.Namespace) -> int:
+    from clamp_ros.bringup.replay import replay, replay_in_simulation
+
+    parameters = {"bag": str(args.bag), "speed": args.speed, "approach_rad_s": args.approach}
+    if not args.sim:
+        if args.record is not None:
+            raise ConfigError("--record needs --sim; on a running system use `clamp record`")
+        return replay(parameters, args.sim_time)
+    from clamp_ros.bringup.session import own_domain
+
+    with own_domain():
+        done = replay_in_simulation(parameters, Path("data/replay/log.txt"), args.record)
+    where = f"; recorded to {done.bag}" if done.bag is not None else ""
+    print(f"{args.bag}: {'success' if done.success else 'no success'} after {done.seconds:.1f} s{where}")
+    return 0 if done.success else EXIT_PROBLEM
 
 
 def _add_demos(commands: Any) -> None:

@@ -1,13 +1,13 @@
 """The graph of a running system as plain data: which nodes, with which parameters, for which launch arguments.
 
-`launch/aloha_policy.launch.py` turns it into launch_ros actions and `clamp_ros.bringup.up` runs it where there is no
+`clamp_ros.bringup.launching` turns it into launch_ros actions and `clamp_ros.bringup.up` runs it where there is no
 launch; neither knows a node's name of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,17 @@ ARGUMENTS = (
 )
 """The arguments of the policy's graph."""
 
+RECORD_ARGUMENTS = (
+    Argument("by", "policy", "who moves the arms: the policy, or a bag by `clamp replay`", ("policy", "replay")),
+    *(argument for argument in ARGUMENTS if argument.name != "record"),
+    Argument("operator", "", "who moves the arms, for the bags' metadata; empty: the policy's name"),
+    Argument("images", "raw", "of cameras in the bag: raw, or JPEG and PNG; the simulation has raw ones only",
+             ("raw", "compressed")),
+    Argument("compression", "lz4", "of the bags' chunks", ("none", "lz4", "zstd")),
+    Argument("keep_s", "5.0", "seconds that are held in memory between episodes, for /record/keep; 0.0 holds none"),
+)  # fmt: skip
+"""The arguments of a recording session's graph: the policy's, and the recorder's."""
+
 
 def resolve(given: Mapping[str, str], arguments: Sequence[Argument] = ARGUMENTS) -> dict[str, str]:
     """Every argument's value.
@@ -136,7 +147,7 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
     matching = {} if sim else {"match_tolerance_s": FREE_RUNNING_S}
     enabled = sim if values["enabled"] == "auto" else values["enabled"] == "true"
     nodes = [
-        *(_simulation(values, manifest, cameras, files) if sim else _hardware(values, cameras, files)),
+        *(_simulation(values, _images(manifest), cameras, files) if sim else _hardware(values, cameras, files)),
         Node(
             "fusion_node", "clamp_ros.fusion.fusion_node", files=files, restart=True,
             parameters={**clock, "artifact": folder, "cameras": cameras, **matching},
@@ -151,25 +162,85 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
         ),
     ]
     if values["record"] == "true":
-        nodes.append(
-            Node(
-                "recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True,
-                parameters={**clock, "cameras": cameras, "folder": values["record_to"], "operator": manifest.name},
-            )
-        )
+        nodes.append(_recorder(values, cameras, files, {"operator": manifest.name}))
     _check_sections(files, nodes)
     return tuple(nodes)
 
 
+def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
+    """The nodes of a recording session: arms, cameras, who moves the arms, and the recorder.
+
+    Args:
+        given: launch arguments by name; those absent have their defaults.
+
+    Raises:
+        ConfigError: an argument is unknown or impossible.
+    """
+    values = resolve(given, RECORD_ARGUMENTS)
+    sim = values["sim"] == "true"
+    if sim and values["images"] == "compressed":
+        raise ConfigError("images:=compressed needs the robot's cameras; the simulation publishes raw images only")
+    files = _parameter_files("config", values["config"])
+    if values["by"] == "policy":
+        by_policy = {argument.name: values.get(argument.name, argument.default) for argument in ARGUMENTS}
+        *nodes, recorder = aloha_policy({**by_policy, "record": "true"})
+        operator, cameras = recorder.parameters["operator"], recorder.parameters["cameras"]
+    else:
+        operator, cameras = "", _cameras(values["cameras"]) or list(CAMERAS)
+        clock = {"use_sim_time": True} if sim else {}
+        nodes = [
+            *(_simulation(values, {}, cameras, files) if sim else _hardware(values, cameras, files)),
+            Node(
+                "control_node", "clamp_ros.control.control_node", files=files,
+                parameters={**clock, "source": values["by"]},
+            ),
+        ]  # fmt: skip
+    more = {
+        "operator": values["operator"] or operator,
+        "images": values["images"],
+        "compression": values["compression"],
+        "keep_s": _seconds("keep_s", values["keep_s"]),
+    }
+    nodes.append(_recorder(values, cameras, files, more))
+    if values["images"] == "compressed":
+        nodes = [_with(node, {"compressed": True}) if node.name == "camera_node" else node for node in nodes]
+    _check_sections(files, nodes)
+    return tuple(nodes)
+
+
+GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tuple[Node, ...]]]] = {
+    "policy": (ARGUMENTS, aloha_policy),
+    "record": (RECORD_ARGUMENTS, aloha_record),
+}
+"""Every graph: launch/aloha_NAME.launch.py, and `clamp up NAME`; its arguments, and the nodes for them."""
+
+
+def _recorder(
+    values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...], more: Mapping[str, Any]
+) -> Node:
+    """The recorder. What the robot's cameras and arms are set to goes into every bag."""
+    parameters = {"cameras": cameras, "folder": values["record_to"], **more}
+    if values["sim"] == "true":
+        parameters["use_sim_time"] = True
+    else:
+        names = ("camera_config", "arm_config")
+        parameters["calibration"] = [str(path) for name in names for path in _parameter_files(name, values[name])]
+    return Node("recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True, parameters=parameters)
+
+
+def _with(node: Node, parameters: Mapping[str, Any]) -> Node:
+    return replace(node, parameters={**node.parameters, **parameters})
+
+
 def _simulation(
-    values: Mapping[str, str], manifest: Manifest, cameras: list[str], files: tuple[Path, ...]
+    values: Mapping[str, str], images: Mapping[str, Any], cameras: list[str], files: tuple[Path, ...]
 ) -> tuple[Node, ...]:
     parameters = {
         "task": values["task"],
         "cameras": cameras,
         "seed": _integer("seed", values["seed"]),
         "robot_model": values["robot_model"],
-        **_images(manifest),
+        **images,
     }
     return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=files, parameters=parameters),)
 
@@ -235,6 +306,13 @@ def _integer(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"{name}:={text} is not possible, expected a whole number") from None
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{name}:={text} is not possible, expected a number of seconds") from None
 
 
 def _parameter_files(argument: str, text: str) -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import difflib
 import json
 import os
 import selectors
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
 
-from clamp_ros.bringup.graph import EXIT_CONFIGURATION, RESTART_DELAY_S, RESTARTS, Argument, Node, aloha_policy
+from clamp_ros.bringup.graph import EXIT_CONFIGURATION, GRAPHS, RESTART_DELAY_S, RESTARTS, Argument, Node
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.ros import environment, messages
 
@@ -70,11 +71,26 @@ def describe(arguments: Sequence[Argument]) -> str:
     return "\n".join(lines)
 
 
+def graph_name(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The graph that the first word names, by default the policy's, and the words after it.
+
+    Raises:
+        ConfigError: there is no such graph.
+    """
+    if not words or ":=" in words[0] or words[0].startswith("-"):
+        return "policy", list(words)
+    if words[0] not in GRAPHS:
+        near = difflib.get_close_matches(words[0], GRAPHS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f": {', '.join(GRAPHS)}"
+        raise ConfigError(f"{words[0]!r} is neither a launch argument, name:=value, nor a system{hint}")
+    return words[0], list(words[1:])
+
+
 def up(words: Sequence[str]) -> int:
-    """Runs the policy's graph until it is told to stop, or a node that it cannot do without dies.
+    """Runs a graph until it is told to stop, or a node that it cannot do without dies.
 
     Args:
-        words: launch arguments, ``name:=value``.
+        words: the graph's name, by default policy, then launch arguments, ``name:=value``.
 
     Returns:
         The exit code: 0 after a stop that was asked for, 2 where the user must mend something, else 1.
@@ -82,7 +98,8 @@ def up(words: Sequence[str]) -> int:
     Raises:
         ClampError: the arguments are wrong, or ROS cannot start here.
     """
-    nodes = aloha_policy(parse_arguments(words))
+    name, words = graph_name(words)
+    nodes = GRAPHS[name][1](parse_arguments(words))
     environment.prepare()
     messages.ensure()
     return Runner(nodes).run()

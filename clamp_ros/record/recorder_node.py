@@ -21,9 +21,11 @@ from clamp_ros.contract.interfaces import RECORD_DISCARD, RECORD_KEEP, RECORD_ST
 from clamp_ros.record.disk import write_speed
 from clamp_ros.record.recording import Look, Recorder, RecorderConfig
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, interface_type, qos_profile, run_node, serve
 
 _WATCH_S = 1.0
+_DEPTH = 10
+"""Messages of a topic that wait for this node: unlike others it wants every command and image, not the newest."""
 _COUNTERS = ("episodes", "messages", "dropped")
 
 
@@ -42,7 +44,11 @@ class RecorderNode(Node):
         self._reported = dict.fromkeys(_COUNTERS, 0)
         self._warned: dict[str, str] = {}
         for topic in self.recorder.topics:
-            subscribe(self, topic, self._receiver(topic), raw=True)
+            profile = qos_profile(topic.qos)
+            profile.depth = max(profile.depth, _DEPTH)
+            self.create_subscription(
+                interface_type(topic.type), topic.name, self._receiver(topic), profile, raw=True
+            )  # fmt: skip
         serve(self, RECORD_START, self._on_start)
         serve(self, RECORD_STOP, self._on_stop)
         serve(self, RECORD_DISCARD, self._on_discard)

@@ -234,6 +234,7 @@ class EpisodeWriter:
                     self.file_bytes = self._file.tell()
                     flushed = time.monotonic()
         except Exception as error:  # whatever it is, the caller's thread raises it
+            self._close_file()
             with self._state:
                 self._error = error
                 self._queue.clear()

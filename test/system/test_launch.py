@@ -1,11 +1,12 @@
-"""The launch file says what the graph says, and so does `clamp up`.
+"""The launch files say what the graphs say, and so does `clamp up`.
 
 launch and launch_ros come with ROS and are not on PyPI, so recording stand-ins take their place: the test is about what
-the file asks of them.
+the files ask of them.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
@@ -18,7 +19,7 @@ from clamp_ros.bringup import graph, up
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.share import share_folder
 
-LAUNCH_FILE = share_folder() / "launch" / "aloha_policy.launch.py"
+LAUNCH = share_folder() / "launch"
 
 
 class _Recorded:
@@ -27,13 +28,11 @@ class _Recorded:
 
 
 @pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The launch file as a module, over recording stand-ins of launch's classes."""
+def launching(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`clamp_ros.bringup.launching` over recording stand-ins of launch's classes."""
     for name, classes in {
-        "launch": ("LaunchContext", "LaunchDescription"),
+        "launch": ("LaunchDescription",),
         "launch.actions": ("DeclareLaunchArgument", "OpaqueFunction"),
-        "launch.events": (),
-        "launch.events.process": ("ProcessExited",),
         "launch_ros": (),
         "launch_ros.actions": ("Node",),
     }.items():
@@ -41,11 +40,20 @@ def launch_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         for cls in classes:
             setattr(module, cls, type(cls, (_Recorded,), {}))
         monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("aloha_policy_launch", LAUNCH_FILE)
+    monkeypatch.delitem(sys.modules, "clamp_ros.bringup.launching", raising=False)
+    module = importlib.import_module("clamp_ros.bringup.launching")
+    monkeypatch.setitem(sys.modules, "clamp_ros.bringup.launching", module)  # and gone again after the test
+    return module
+
+
+def _entities(name: str) -> list[Any]:
+    """What launch gets from the launch file of a graph."""
+    path = LAUNCH / f"aloha_{name}.launch.py"
+    spec = importlib.util.spec_from_file_location(f"aloha_{name}_launch", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module.generate_launch_description().args[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +63,42 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def _context(given: dict[str, str]) -> Any:
-    values = {argument.name: argument.default for argument in graph.ARGUMENTS} | given
+def _context(name: str, given: dict[str, str]) -> Any:
+    values = {argument.name: argument.default for argument in graph.GRAPHS[name][0]} | given
     return SimpleNamespace(
         argv=[f"{name}:={value}" for name, value in given.items()], launch_configurations=values, is_shutdown=False
     )
 
 
-def test_every_argument_is_declared_with_its_default_text_and_choices(launch_file):
-    entities = launch_file.generate_launch_description().args[0]
-    assert entities[-1].kwargs == {"function": launch_file.make_nodes}
+def test_every_graph_has_a_launch_file_and_no_launch_file_is_without_one():
+    assert {path.name for path in LAUNCH.glob("*.launch.py")} == {f"aloha_{name}.launch.py" for name in graph.GRAPHS}
+
+
+@pytest.mark.parametrize("name", graph.GRAPHS)
+def test_every_argument_is_declared_with_its_default_text_and_choices(launching, name):
+    *entities, last = _entities(name)
+    assert list(last.kwargs) == ["function"]
     declared = [
         (entity.args[0], entity.kwargs["default_value"], entity.kwargs["description"], entity.kwargs["choices"])
-        for entity in entities[:-1]
+        for entity in entities
     ]
-    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in graph.ARGUMENTS]
+    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in graph.GRAPHS[name][0]]
 
 
-@pytest.mark.parametrize("extra", [{}, {"record": "true", "config": "sim_delays", "cameras": "front_left"}])
-def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launch_file, policy, extra):
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("policy", {}),
+        ("policy", {"record": "true", "config": "sim_delays", "cameras": "front_left"}),
+        ("record", {"keep_s": "3"}),
+        ("record", {"by": "replay", "cameras": "wrist_left"}),
+        ("record", {"sim": "false", "images": "compressed"}),
+    ],
+)
+def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launching, policy, name, extra):
     given = {"sim": "true", "policy": policy, **extra}
-    nodes = graph.aloha_policy(given)
-    actions = launch_file.make_nodes(_context(given))
+    nodes = graph.GRAPHS[name][1](given)
+    actions = _entities(name)[-1].kwargs["function"](_context(name, given))
     for node, action in zip(nodes, actions, strict=True):
         asked = action.kwargs
         assert (asked["package"], asked["executable"], asked["name"]) == (graph.PACKAGE, node.name, node.name)
@@ -89,20 +111,20 @@ def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launch_file, policy, e
     assert [node.name for node in up.Runner(nodes).nodes] == [node.name for node in nodes]
 
 
-def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launch_file):
+def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launching):
     with pytest.raises(ConfigError, match=r"unknown launch argument 'simm'; did you mean 'sim'\?"):
-        launch_file.make_nodes(_context({"simm": "true"}))
+        _entities("policy")[-1].kwargs["function"](_context("policy", {"simm": "true"}))
 
 
-def test_the_death_of_a_required_node_ends_launch_with_an_error_and_a_restart_does_not(launch_file):
-    died, context = SimpleNamespace(returncode=1), _context({})
-    required = launch_file.Death(graph.Node("mujoco_node", "m"))
+def test_the_death_of_a_required_node_ends_launch_with_an_error_and_a_restart_does_not(launching):
+    died, context = SimpleNamespace(returncode=1), _context("policy", {})
+    required = launching.Death(graph.Node("mujoco_node", "m"))
     with pytest.raises(RuntimeError, match="mujoco_node ended"):
         required(died, context)
-    restartable = launch_file.Death(graph.Node("policy_node", "m", restart=True))
+    restartable = launching.Death(graph.Node("policy_node", "m", restart=True))
     for _ in range(graph.RESTARTS):
         restartable(died, context)
     with pytest.raises(RuntimeError, match="policy_node ended"):
         restartable(died, context)
     context.is_shutdown = True
-    launch_file.Death(graph.Node("mujoco_node", "m"))(died, context)
+    launching.Death(graph.Node("mujoco_node", "m"))(died, context)
