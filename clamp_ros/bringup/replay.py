@@ -37,7 +37,11 @@ def replay(parameters: Mapping[str, Any], sim_time: bool) -> int:
     Args:
         parameters: of the replay node.
         sim_time: whether that system is a simulation.
+
+    Raises:
+        RecordError: the bag cannot be replayed.
     """
+    load_commands(parameters["bag"])  # told before ROS starts
     values = {**parameters, "use_sim_time": sim_time}
     words = [word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
     return run_node(ReplayNode, ["clamp replay", "--ros-args", *words])
