@@ -85,6 +85,29 @@ def _run_up(words: Sequence[str]) -> int:
     return up.up(words)
 
 
+def _run_teleop(words: Sequence[str]) -> int:
+    from clamp_ros.bringup import graph, up
+
+    if {"-h", "--help", "--show-args"} & set(words):
+        print("usage: clamp teleop [name:=value ...]\n")
+        print("Runs the nodes of `ros2 launch clamp_ros aloha_teleop.launch.py`,")
+        print("and reads the keys of `clamp keys` where there is a terminal. Ctrl-C stops them.\n\narguments:")
+        print(up.describe(graph.TELEOP_ARGUMENTS))
+        return 0
+    from clamp_ros.bringup import keys
+
+    return up.up(words, graph.aloha_teleop, keys.beside)
+
+
+def _run_keys(words: Sequence[str]) -> int:
+    from clamp_ros.bringup import keys
+
+    if words:
+        print(f"usage: clamp keys\n\nTeleoperation by single keys, beside a running system.\n{keys.HELP}")
+        return 0 if {"-h", "--help"} & set(words) else EXIT_USER_ERROR
+    return keys.main()
+
+
 def _run_demo(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_ros.bringup.demo").main(words)
 
@@ -100,6 +123,8 @@ def _run_train(words: Sequence[str]) -> int:
 
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
+    "teleop": ("move the robot, or its simulation, with the leader arms: clamp teleop sim:=true", _run_teleop),
+    "keys": ("start, stop and discard teleoperation by keys or a foot pedal", _run_keys),
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }

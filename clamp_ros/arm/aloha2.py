@@ -1,13 +1,14 @@
-"""ALOHA 2's follower arm as its motors see it: ids, models, modes, limits, shadows, poses.
+"""ALOHA 2's arms as their motors see them: ids, models, modes, limits, shadows, poses.
 
-Source: Interbotix `aloha_vx300s.yaml` (limits, drive modes, shadows), whose limits in ticks are those of
-`contract.robot` to a tick. With these drive modes a motor turns as its joint does in the contract, and tick 2048 is its
-zero.
+Source: Interbotix `aloha_vx300s.yaml` for the followers and `aloha_wx250s.yaml` for the leaders (limits, drive modes,
+shadows). The followers' limits in ticks are those of `contract.robot` to a tick. With these drive modes a motor turns
+as its joint does in the contract, and tick 2048 is its zero.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from clamp_ros.arm.registers import (
     MODE_CURRENT_POSITION,
     MODE_POSITION,
     NO_SHADOW,
+    XC430_W150,
+    XL430_W250,
     XM430_W350,
     XM540_W270,
     Model,
@@ -60,6 +63,32 @@ FOLLOWER: tuple[MotorSpec, ...] = (
     MotorSpec("gripper", 6, XM430_W350),
 )
 FOLLOWER_IDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+
+LEADER: tuple[MotorSpec, ...] = (
+    MotorSpec("waist", 0, XM430_W350),
+    MotorSpec("shoulder", 1, XM430_W350, 819, 3345),
+    MotorSpec("shoulder_shadow", 1, XM430_W350, 819, 3345, DRIVE_REVERSE, shadow_of="shoulder"),
+    MotorSpec("elbow", 2, XM430_W350, 648, 3094),
+    MotorSpec("elbow_shadow", 2, XM430_W350, 648, 3094, DRIVE_REVERSE, shadow_of="elbow"),
+    MotorSpec("forearm_roll", 3, XM430_W350),
+    MotorSpec("wrist_angle", 4, XM430_W350, 910, 3447, DRIVE_REVERSE),
+    MotorSpec("wrist_rotate", 5, XM430_W350),
+    MotorSpec("gripper", 6, XC430_W150),
+)
+LEADER_MODELS: tuple[Model, ...] = (XM430_W350, XC430_W150, XL430_W250)
+"""Any of these may stand at any place of a leader: they differ from robot to robot."""
+
+
+class Drive(Enum):
+    """What a leader's motors do. The handle of its gripper is never driven."""
+
+    FREE = "free"
+    """No torque: a person moves it."""
+    ASSIST = "assist"
+    """A person moves it, and the motors carry a part of its weight."""
+    DRIVEN = "driven"
+    """It moves by itself, with little force."""
+
 
 VELOCITY_LIMIT = 131
 """Of every motor, 0.229 rpm each: 3.14 rad/s."""

@@ -1,17 +1,20 @@
-"""One follower arm: its motors set up, read, driven and watched. Driven by one thread; time enters as an argument."""
+"""One follower arm: its motors set up, read, driven and watched. Driven by one thread; time enters as an argument.
+
+`arm.leader` makes a leader arm of it.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, JOINTS, VELOCITY_LIMIT, MotorSpec, eeprom_settings
 from clamp_ros.arm.bus import Bus
-from clamp_ros.arm.registers import WATCHDOG_TRIPPED, WATCHDOG_UNIT_S, hardware_errors
+from clamp_ros.arm.registers import WATCHDOG_TRIPPED, WATCHDOG_UNIT_S, Model, hardware_errors
 from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, VOLT_PER_UNIT, ArmUnits, gripper_map, rad_from_ticks
 from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ArmError, ConfigError
@@ -27,6 +30,24 @@ _REBOOT_S = 3.0
 _MONITORED = (
     "torque_enable", "hardware_error_status", "bus_watchdog", "present_input_voltage", "present_temperature",
 )  # fmt: skip
+
+
+class Side(Protocol):
+    """What an arm has to know about itself."""
+
+    @property
+    def port(self) -> str:
+        """Path of its bus."""
+        ...
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of its motors, in the order of its specs."""
+        ...
+
+    def units(self) -> ArmUnits:
+        """Its conversions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -132,28 +153,31 @@ class Arm:
         measured: (7,) where they last were; None before the first reading.
         gripper_rad: the angle of the gripper's motor, before its map.
         torque: whether they are to hold.
+        powered: the motors that hold then.
         health: motor id to what it last said.
         notes: what was changed in the motors' memory since the start, in words.
     """
 
-    def __init__(self, name: str, side: SideConfig, config: MotorConfig) -> None:
+    SPECS: ClassVar[tuple[MotorSpec, ...]] = FOLLOWER
+    ALSO: ClassVar[tuple[Model, ...]] = ()
+    """Models that a motor may be of instead of its spec's."""
+
+    def __init__(self, name: str, side: Side, config: MotorConfig) -> None:
         self.name = name
         self.units = side.units()
         self.config = config
-        self.specs: dict[int, MotorSpec] = dict(zip(side.ids, FOLLOWER, strict=True))
+        self.specs: dict[int, MotorSpec] = dict(zip(side.ids, self.SPECS, strict=True))
         self.bus = Bus(
             side.port, {motor: spec.model for motor, spec in self.specs.items()},
             reply_s=config.reply_s, retry_s=config.retry_s,
         )  # fmt: skip
         self._ids = {spec.name: motor for motor, spec in self.specs.items()}
         self._masters = [self._ids[joint] for joint in JOINTS]
-        self._torque_factors = {
-            motor: AMPERE_PER_UNIT * spec.model.torque_nm_per_a for motor, spec in self.specs.items()
-        }
         self.goal: NDArray[np.float64] | None = None
         self.gripper_rad = 0.0
         self.measured: NDArray[np.float64] | None = None
         self.torque = False
+        self.powered = list(self.specs)
         self.health: dict[int, MotorHealth] = {}
         self.notes: list[str] = []
         self._watch = _Watch()
@@ -182,7 +206,7 @@ class Arm:
         """
         with self.bus.patient():
             self.bus.open()
-            self.bus.identify()
+            self.bus.identify(self.ALSO)
             self._configure()
             self.read()
             self.hold_here()
@@ -209,10 +233,13 @@ class Arm:
         """(motor, register, wanted, found) of the EEPROM."""
         wrong = []
         for motor, spec in self.specs.items():
-            wanted = eeprom_settings(spec, self._master_id(spec))
+            wanted = self._eeprom_settings(motor, spec)
             found = self.bus.read_many(motor, list(wanted))
             wrong += [(motor, name, value, found[name]) for name, value in wanted.items() if found[name] != value]
         return wrong
+
+    def _eeprom_settings(self, motor: int, spec: MotorSpec) -> dict[str, int]:
+        return eeprom_settings(spec, self._master_id(spec))
 
     def _write_settings(self, wrong: list[tuple[int, str, int, int]]) -> None:
         if self._any_torque():
@@ -300,7 +327,7 @@ class Arm:
         Firmware is known that runs away when the watchdog of such a motor runs out (ROBOTIS-GIT/DynamixelSDK#584).
         """
         ticks = max(round(self.config.watchdog_s / WATCHDOG_UNIT_S), 1)
-        return {motor: 0 if self.bus.read(motor, "homing_offset") else ticks for motor in self.specs}
+        return {motor: 0 if self.bus.read(motor, "homing_offset") else ticks for motor in self.powered}
 
     def torque_off(self) -> None:
         """Lets go: the arm falls. Every motor is told, whatever the others answer.
@@ -362,7 +389,7 @@ class Arm:
         masters = [states[motor] for motor in self._masters]
         torques = np.zeros(JOINTS_PER_ARM)
         for motor, state in states.items():
-            torques[self.specs[motor].joint] += state.effort * self._torque_factors[motor]
+            torques[self.specs[motor].joint] += state.effort * AMPERE_PER_UNIT * self.bus.models[motor].torque_nm_per_a
         self._watch.urgent += [m for m, state in states.items() if state.alert and m not in self._watch.urgent]
         self.gripper_rad = rad_from_ticks(masters[GRIPPER].position)
         self.measured = self.units.positions([state.position for state in masters])
@@ -425,7 +452,7 @@ class Arm:
         health = self.health[motor]
         if health.error:
             return f"hardware error of {self.label(motor)}: {health.error}; free the arm, then call /arms/reboot"
-        if not self.torque:
+        if not self.torque or motor not in self.powered:
             return None
         if not health.torque:
             return f"{self.label(motor)} has lost its torque; did its power fail? Call /arms/torque to go on"
@@ -461,3 +488,20 @@ class Arm:
         self.bus.write_all("profile_velocity", dict.fromkeys(everybody, VELOCITY_LIMIT))
         self._write_goals()
         self.bus.write_all("bus_watchdog", self._watchdogs)
+
+
+def gauges(arm: Arm) -> dict[str, float | str]:
+    """What /diagnostics shows of an arm: its bus's losses; each motor's temperature, voltage, error and losses."""
+    traffic, name = arm.bus.traffic, arm.name
+    shown: dict[str, float | str] = {
+        f"{name}.sent": traffic.sent, f"{name}.lost": traffic.lost, f"{name}.corrupt": traffic.corrupt,
+        f"{name}.loss": traffic.loss, f"{name}.watchdog_trips": arm.watchdog_trips,
+        f"{name}.gripper.angle_rad": arm.gripper_rad,
+    }  # fmt: skip
+    for motor, health in list(arm.health.items()):
+        prefix = f"{name}.{arm.specs[motor].name}"
+        shown[f"{prefix}.temperature_c"] = health.temperature
+        shown[f"{prefix}.voltage"] = health.voltage
+        shown[f"{prefix}.error"] = health.error or "none"
+        shown[f"{prefix}.lost"] = traffic.lost_by_id.get(motor, 0)
+    return shown

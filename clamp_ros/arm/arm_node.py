@@ -18,6 +18,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 
+from clamp_ros.arm.arm import gauges
 from clamp_ros.arm.arms import Arms, ArmsConfig, ArmsSample, State
 from clamp_ros.contract.errors import ArmError, ContractError
 from clamp_ros.contract.interfaces import (
@@ -155,19 +156,10 @@ class ArmNode(Node):
         hot = []
         for name in ARMS:
             arm = self._arms.arm(name)
-            traffic = arm.bus.traffic
-            for key, value in (
-                ("sent", traffic.sent), ("lost", traffic.lost), ("corrupt", traffic.corrupt), ("loss", traffic.loss),
-                ("watchdog_trips", arm.watchdog_trips), ("slowest_cycle_ms", 1e3 * self._arms.slowest_cycle_s(name)),
-            ):  # fmt: skip
-                self._health.gauge(f"{name}.{key}", value)
-            self._health.gauge(f"{name}.gripper.angle_rad", arm.gripper_rad)
+            self._health.gauge(f"{name}.slowest_cycle_ms", 1e3 * self._arms.slowest_cycle_s(name))
+            for key, value in gauges(arm).items():
+                self._health.gauge(key, value)
             for motor, health in list(arm.health.items()):
-                prefix = f"{name}.{arm.specs[motor].name}"
-                self._health.gauge(f"{prefix}.temperature_c", health.temperature)
-                self._health.gauge(f"{prefix}.voltage", health.voltage)
-                self._health.gauge(f"{prefix}.error", health.error or "none")
-                self._health.gauge(f"{prefix}.lost", traffic.lost_by_id.get(motor, 0))
                 if health.temperature >= self._config.hot_c:
                     hot.append(f"{arm.label(motor)} {health.temperature} C")
             for note in arm.notes:

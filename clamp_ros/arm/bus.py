@@ -207,20 +207,26 @@ class Bus:
         """Whether the port is open; it may be gone all the same."""
         return self._port.is_open
 
-    def identify(self) -> None:
+    def identify(self, also: Sequence[Model] = ()) -> None:
         """Checks that every motor is there, alone with its id, and of its model; and how they can be read.
+
+        Args:
+            also: models that are as good at any place; `models` then says which were found.
 
         Raises:
             ArmError: names every motor that is not as expected.
         """
         problems: list[str] = []
-        for motor, model in self.models.items():
+        alternatives = {model.number: model for model in also}
+        for motor, model in list(self.models.items()):
             found, result = self._repeat(lambda m=motor: self._ping(m), motor)
             if result != COMM_SUCCESS:
                 garbled = " in order; do two motors share the id?" if result == COMM_RX_CORRUPT else ""
                 problems.append(f"motor {motor} ({model.name}) does not answer{garbled}")
             elif self._port.drain():
                 problems.append(f"motor {motor} answers twice: two motors share the id; set one to its own")
+            elif found in alternatives:
+                self.models[motor] = alternatives[found]
             elif found != model.number:
                 problems.append(f"motor {motor} has model number {found}, expected {model.number} ({model.name})")
         if problems:
@@ -361,7 +367,9 @@ class Bus:
         Raises:
             ArmError: the port does not take it.
         """
-        register = next(iter(self.models.values())).registers[name]
+        if not values:
+            return
+        register = self.models[next(iter(values))].registers[name]  # at the same place in every model that has it
         parameters = [byte for motor, value in values.items() for byte in (motor, *register.encode(value))]
         _, result, _ = self._attempt(
             lambda: (None, self._sync_write(register.address, register.size, parameters), 0), None, counts=False

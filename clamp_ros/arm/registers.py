@@ -1,6 +1,6 @@
 """The control tables of the motors ALOHA 2 is made of, as data: where each register stands, and what it means.
 
-Source: ROBOTIS e-Manual, XM540-W270, XM430-W350 and XC430-W150, "Control Table"; Protocol 2.0.
+Source: ROBOTIS e-Manual, XM540-W270, XM430-W350, XC430-W150 and XL430-W250, "Control Table"; Protocol 2.0.
 """
 
 from __future__ import annotations
@@ -127,9 +127,11 @@ class Model:
 XM540_W270 = Model("XM540-W270", 1120, _WITH_CURRENT, max_current=2047, torque_nm_per_a=10.6 / 4.4)
 XM430_W350 = Model("XM430-W350", 1020, _WITH_CURRENT, max_current=1193, torque_nm_per_a=4.1 / 2.3)
 XC430_W150 = Model("XC430-W150", 1070, _WITH_LOAD, max_current=0, torque_nm_per_a=0.0)
-MODELS: dict[int, Model] = {model.number: model for model in (XM540_W270, XM430_W350, XC430_W150)}
+XL430_W250 = Model("XL430-W250", 1060, _WITH_LOAD, max_current=0, torque_nm_per_a=0.0)
+MODELS: dict[int, Model] = {model.number: model for model in (XM540_W270, XM430_W350, XC430_W150, XL430_W250)}
 
 BAUD_1M = 3
+MODE_CURRENT = 0
 MODE_POSITION = 3
 MODE_CURRENT_POSITION = 5
 DRIVE_REVERSE = 0x01

@@ -1,7 +1,7 @@
 """The graph of a running system as plain data: which nodes, with which parameters, for which launch arguments.
 
-`clamp_ros.bringup.launching` turns it into launch_ros actions and `clamp_ros.bringup.up` runs it where there is no
-launch; neither knows a node's name of its own.
+The files in launch/ turn it into launch_ros actions and `clamp_ros.bringup.up` runs it where there is no launch;
+neither knows a node's name of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import yaml
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import CAMERAS
+from clamp_ros.contract.robot import ARMS
 from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.policy.artifact import Artifact, Manifest
 from clamp_ros.share import models_folder, share_folder
@@ -91,20 +92,34 @@ ARGUMENTS = (
     Argument("camera_config", "cameras", "the robot's cameras: a ROS parameter file, or the name of one in "
                                          "share/clamp_ros/config; sim:=false"),
     Argument("arm_config", "arms", "the robot's arms: a file as for camera_config; sim:=false"),
+    Argument("takeover", "false", "run teleoperation beside the policy, so that a person can take over", _SWITCH),
+    Argument("leaders", "/dev/ttyDXL_leader", "the leader arms' ports, without _left and _right"),
+    Argument("leader_config", "leaders", "the leader arms: a file as for camera_config"),
     Argument("config", "", "ROS parameter file laid over everything here, keyed by node name; a path, or the name of "
                            "one in share/clamp_ros/config"),
 )
 """The arguments of the policy's graph."""
 
+_SHARED = ("sim", "seed", "robot_model", "record", "record_to", "camera_config", "arm_config", "leaders",
+           "leader_config", "config")
+TELEOP_ARGUMENTS = (
+    Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
+    Argument("cameras", "front_left,back_right", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated"),
+    Argument("operator", "", "who moves the leaders, for the bags"),
+    *(argument for argument in ARGUMENTS if argument.name in _SHARED),
+)
+"""The arguments of teleoperation's graph."""
+
 RECORD_ARGUMENTS = (
-    Argument("by", "policy", "who moves the arms: the policy, or a bag by `clamp replay`", ("policy", "replay")),
+    Argument("by", "policy", "who moves the arms: the policy, a person with the leader arms, or a bag by "
+                             "`clamp replay`", ("policy", "teleop", "replay")),
     *(argument for argument in ARGUMENTS if argument.name != "record"),
-    Argument("operator", "", "who moves the arms, for the bags' metadata; empty: the policy's name"),
-    Argument("images", "raw", "of cameras in the bag: raw, or JPEG and PNG; the simulation has raw ones only",
+    Argument("operator", "", "who moves the arms, for the bags; empty: the policy's name"),
+    Argument("images", "raw", "of cameras in the bags: raw, or compressed; the simulation has raw ones only",
              ("raw", "compressed")),
     Argument("compression", "lz4", "of the bags' chunks", ("none", "lz4", "zstd")),
-    Argument("keep_s", "5.0", "seconds that are held in memory between episodes, for /record/keep; 0.0 holds none"),
-)  # fmt: skip
+    Argument("keep_s", "5", "seconds that are held in memory between episodes, for /record/keep; 0 holds none"),
+)
 """The arguments of a recording session's graph: the policy's, and the recorder's."""
 
 
@@ -147,7 +162,7 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
     matching = {} if sim else {"match_tolerance_s": FREE_RUNNING_S}
     enabled = sim if values["enabled"] == "auto" else values["enabled"] == "true"
     nodes = [
-        *(_simulation(values, _images(manifest), cameras, files) if sim else _hardware(values, cameras, files)),
+        *(_simulation(values, cameras, files, _images(manifest)) if sim else _hardware(values, cameras, files)),
         Node(
             "fusion_node", "clamp_ros.fusion.fusion_node", files=files, restart=True,
             parameters={**clock, "artifact": folder, "cameras": cameras, **matching},
@@ -161,79 +176,115 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
             parameters={**clock, "mode": values["control"]},
         ),
     ]
+    if values["takeover"] == "true":
+        nodes.append(_teleop(values, files, clock))
     if values["record"] == "true":
-        nodes.append(_recorder(values, cameras, files, {"operator": manifest.name}))
+        nodes.append(_recorder(values, files, {**clock, "cameras": cameras, "operator": manifest.name}))
+    _check_sections(files, nodes)
+    return tuple(nodes)
+
+
+def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
+    """The nodes by which a person moves the robot, or its simulation, with the leader arms.
+
+    Args:
+        given: launch arguments by name, of `TELEOP_ARGUMENTS`; those absent have their defaults.
+
+    Raises:
+        ConfigError: an argument is unknown or impossible.
+    """
+    values = resolve(given, TELEOP_ARGUMENTS)
+    sim, record = values["sim"] == "true", values["record"] == "true"
+    cameras = _cameras(values["cameras"])
+    files = _parameter_files("config", values["config"])
+    clock = {"use_sim_time": True} if sim else {}
+    nodes = [
+        *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
+        Node(
+            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "teleop"},
+        ),
+        _teleop(values, files, {**clock, "hand_back": "teleop", "record": record}),
+    ]  # fmt: skip
+    if record:
+        told = {"cameras": cameras, "operator": values["operator"], "task": values["task"]}
+        nodes.append(_recorder(values, files, {**clock, **told}))
     _check_sections(files, nodes)
     return tuple(nodes)
 
 
 def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
-    """The nodes of a recording session: arms, cameras, who moves the arms, and the recorder.
+    """The nodes of a recording session: arms, cameras, who moves the arms, and the recorder, set as one likes.
 
     Args:
-        given: launch arguments by name; those absent have their defaults.
+        given: launch arguments by name, of `RECORD_ARGUMENTS`; those absent have their defaults.
 
     Raises:
         ConfigError: an argument is unknown or impossible.
     """
     values = resolve(given, RECORD_ARGUMENTS)
-    sim = values["sim"] == "true"
-    if sim and values["images"] == "compressed":
+    if values["sim"] == "true" and values["images"] == "compressed":
         raise ConfigError("images:=compressed needs the robot's cameras; the simulation publishes raw images only")
-    files = _parameter_files("config", values["config"])
-    if values["by"] == "policy":
-        by_policy = {argument.name: values.get(argument.name, argument.default) for argument in ARGUMENTS}
-        *nodes, recorder = aloha_policy({**by_policy, "record": "true"})
-        operator, cameras = recorder.parameters["operator"], recorder.parameters["cameras"]
+    if values["by"] == "replay":
+        nodes = _replay(values)
     else:
-        operator, cameras = "", _cameras(values["cameras"]) or list(CAMERAS)
-        clock = {"use_sim_time": True} if sim else {}
-        nodes = [
-            *(_simulation(values, {}, cameras, files) if sim else _hardware(values, cameras, files)),
-            Node(
-                "control_node", "clamp_ros.control.control_node", files=files,
-                parameters={**clock, "source": values["by"]},
-            ),
-        ]  # fmt: skip
-    more = {
-        "operator": values["operator"] or operator,
-        "images": values["images"],
-        "compression": values["compression"],
-        "keep_s": _seconds("keep_s", values["keep_s"]),
-    }
-    nodes.append(_recorder(values, cameras, files, more))
-    if values["images"] == "compressed":
-        nodes = [_with(node, {"compressed": True}) if node.name == "camera_node" else node for node in nodes]
+        arguments, make = GRAPHS[values["by"]]
+        own = {argument.name for argument in arguments}
+        nodes = make({"record": "true", **{name: text for name, text in values.items() if name in own and text}})
+    more = {name: values[name] for name in ("images", "compression")} | {"keep_s": _seconds("keep_s", values["keep_s"])}
+    if values["operator"]:
+        more["operator"] = values["operator"]
+    changes = {"recorder_node": more, "camera_node": {"compressed": True} if values["images"] == "compressed" else {}}
+    return tuple(
+        replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes
+    )  # fmt: skip
+
+
+def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
+    """Arms that wait for `clamp replay`, cameras, and the recorder."""
+    cameras = _cameras(values["cameras"]) or list(CAMERAS)
+    files = _parameter_files("config", values["config"])
+    sim = values["sim"] == "true"
+    clock = {"use_sim_time": True} if sim else {}
+    nodes = (
+        *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
+        Node(
+            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "replay"},
+        ),
+        _recorder(values, files, {**clock, "cameras": cameras}),
+    )  # fmt: skip
     _check_sections(files, nodes)
-    return tuple(nodes)
+    return nodes
 
 
 GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tuple[Node, ...]]]] = {
     "policy": (ARGUMENTS, aloha_policy),
+    "teleop": (TELEOP_ARGUMENTS, aloha_teleop),
     "record": (RECORD_ARGUMENTS, aloha_record),
 }
-"""Every graph: launch/aloha_NAME.launch.py, and `clamp up NAME`; its arguments, and the nodes for them."""
+"""Every graph, for launch/aloha_NAME.launch.py and `clamp up NAME`: its arguments, and what makes its nodes."""
 
 
-def _recorder(
-    values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...], more: Mapping[str, Any]
-) -> Node:
-    """The recorder. What the robot's cameras and arms are set to goes into every bag."""
-    parameters = {"cameras": cameras, "folder": values["record_to"], **more}
-    if values["sim"] == "true":
-        parameters["use_sim_time"] = True
-    else:
+def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
+    """Begins anew after a death, since it begins idle and the control node holds meanwhile."""
+    ports = {f"{arm}.port": f"{values['leaders']}_{arm}" for arm in ARMS}
+    leader_files = _parameter_files("leader_config", values["leader_config"])
+    return Node(
+        "teleop_node", "clamp_ros.arm.teleop_node", files=(*leader_files, *files), restart=True,
+        parameters={**ports, **parameters},
+    )  # fmt: skip
+
+
+def _recorder(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
+    """What the robot's cameras and arms are set to goes into every bag."""
+    parameters = {**parameters, "folder": values["record_to"]}
+    if values["sim"] == "false":
         names = ("camera_config", "arm_config")
         parameters["calibration"] = [str(path) for name in names for path in _parameter_files(name, values[name])]
     return Node("recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True, parameters=parameters)
 
 
-def _with(node: Node, parameters: Mapping[str, Any]) -> Node:
-    return replace(node, parameters={**node.parameters, **parameters})
-
-
 def _simulation(
-    values: Mapping[str, str], images: Mapping[str, Any], cameras: list[str], files: tuple[Path, ...]
+    values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...], images: Mapping[str, Any]
 ) -> tuple[Node, ...]:
     parameters = {
         "task": values["task"],

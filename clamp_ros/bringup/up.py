@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
 
@@ -77,20 +77,26 @@ def graph_name(words: Sequence[str]) -> tuple[str, list[str]]:
     Raises:
         ConfigError: there is no such graph.
     """
-    if not words or ":=" in words[0] or words[0].startswith("-"):
+    if not words or ":=" in words[0]:
         return "policy", list(words)
     if words[0] not in GRAPHS:
         near = difflib.get_close_matches(words[0], GRAPHS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f": {', '.join(GRAPHS)}"
-        raise ConfigError(f"{words[0]!r} is neither a launch argument, name:=value, nor a system{hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"systems are: {', '.join(GRAPHS)}"
+        raise ConfigError(f"{words[0]!r} is not a launch argument, expected name:=value, nor a system; {hint}")
     return words[0], list(words[1:])
 
 
-def up(words: Sequence[str]) -> int:
+def up(
+    words: Sequence[str],
+    make: Callable[[Mapping[str, str]], Sequence[Node]] | None = None,
+    beside: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> int:
     """Runs a graph until it is told to stop, or a node that it cannot do without dies.
 
     Args:
-        words: the graph's name, by default policy, then launch arguments, ``name:=value``.
+        words: launch arguments, ``name:=value``; unless `make` is given, after the graph's name or for the policy's.
+        make: the graph.
+        beside: what goes on while it runs.
 
     Returns:
         The exit code: 0 after a stop that was asked for, 2 where the user must mend something, else 1.
@@ -98,11 +104,14 @@ def up(words: Sequence[str]) -> int:
     Raises:
         ClampError: the arguments are wrong, or ROS cannot start here.
     """
-    name, words = graph_name(words)
-    nodes = GRAPHS[name][1](parse_arguments(words))
+    if make is None:
+        name, words = graph_name(words)
+        make = GRAPHS[name][1]
+    nodes = make(parse_arguments(words))
     environment.prepare()
     messages.ensure()
-    return Runner(nodes).run()
+    with beside():
+        return Runner(nodes).run()
 
 
 @dataclass

@@ -113,7 +113,7 @@ DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", Qos.S
 CONTROL_STATUS = Topic("/control/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
                        "what the control loop does: idle, running, holding (and why), stopped")
 CONTROL_SOURCE = Topic("/control/source", "std_msgs/msg/Header", Qos.LATCHED, None, "",
-                       "whose targets the commands follow from this stamp on, in frame_id: policy, teleop or replay")
+                       "whose targets are followed from this stamp on, in frame_id: policy, teleop, replay or nobody")
 TELEOP_TARGETS = Topic("/teleop/joint_targets", "sensor_msgs/msg/JointState", Qos.COMMAND, CONTROL_RATE_HZ, "",
                        "14 absolute targets of the leader arms; followed, through the gate, while `source` is teleop")
 REPLAY_TARGETS = Topic("/replay/joint_targets", "sensor_msgs/msg/JointState", Qos.COMMAND, CONTROL_RATE_HZ, "",

@@ -141,8 +141,8 @@ class ControlNode(Node):
         action, reason = self._sources.at(due_ns) if self._enabled else (None, _DISABLED)
         measured, measured_ns = self._measured or (None, None)
         result = self._gate.check(action, due_ns, measured, measured_ns, reason)
-        if self._sources.selected != self._told_source:
-            self._told_source = self._sources.selected
+        if self._sources.followed != self._told_source:
+            self._told_source = self._sources.followed
             self._source.publish(Header(stamp=time_message(due_ns), frame_id=self._told_source))
         if result.command is not None:
             self._commands.publish(joint_state_message(result.command, due_ns))

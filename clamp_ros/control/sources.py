@@ -17,6 +17,7 @@ from clamp_ros.control.chunks import FUTURE_TOLERANCE_NS, ChunkExecutor, Due
 
 STREAMS = ("teleop", "replay")
 SOURCES = ("policy", *STREAMS)
+NOBODY = "nobody"
 
 
 class TargetStream:
@@ -34,6 +35,11 @@ class TargetStream:
         self._target: NDArray[np.float64] | None = None
         self._stamp_ns = 0
         self._shut: str | None = f"{name} is not selected"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes targets."""
+        return self._shut is None
 
     def open(self, now_ns: int) -> None:
         """Takes targets from now on; those stamped earlier are void."""
@@ -92,6 +98,11 @@ class Sources:
         self._streams = {name: TargetStream(name, stale_after_s) for name in STREAMS}
         self.selected = ""
         self.select(selected, 0)
+
+    @property
+    def followed(self) -> str:
+        """Who is listened to: the selected source, or nobody where that is a stream which was interrupted."""
+        return self.selected if self.selected == "policy" or self._streams[self.selected].is_open else NOBODY
 
     def select(self, source: str, now_ns: int) -> None:
         """Follows a source, afresh where it is selected already: nothing sent before now counts.

@@ -21,11 +21,18 @@ import sys
 import threading
 import time
 import tty
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, MotorSpec
-from clamp_ros.arm.registers import ALERT, MODE_CURRENT_POSITION, MODELS, TABLE_SIZE, WATCHDOG_TRIPPED
+from clamp_ros.arm.registers import (
+    ALERT,
+    MODE_CURRENT,
+    MODE_CURRENT_POSITION,
+    MODELS,
+    TABLE_SIZE,
+    WATCHDOG_TRIPPED,
+)
 
 BROADCAST = 0xFE
 PING, READ, WRITE, REBOOT, SYNC_READ, FAST_SYNC_READ, SYNC_WRITE, STATUS = 1, 2, 3, 8, 0x82, 0x8A, 0x83, 0x55
@@ -68,6 +75,8 @@ class Joint:
         shaft: angle in ticks, 0 at the middle of the turn.
         stops: where something blocks it.
         sag_ticks_s: how fast it falls, towards `stops[0]`, while no motor holds it.
+        hand: somebody's, which moves it while no motor holds it: from the time, the shaft, and whether one does, to
+            the shaft.
     """
 
     LAG_S = 0.03
@@ -77,6 +86,7 @@ class Joint:
         self.speed = 0.0
         self.stops = (-1e9, 1e9)
         self.sag_ticks_s = 0.0
+        self.hand: Callable[[float, float, bool], float] | None = None
         self.servos: list[Servo] = []
         self._then = time.monotonic()
 
@@ -86,7 +96,8 @@ class Joint:
         if elapsed <= 0.0:
             return
         start, left = self.shaft, elapsed
-        pulling = [servo for servo in self.servos if servo.value("torque_enable")]
+        pulling = [servo for servo in self.servos if servo.holds()]
+        moved = self.shaft if self.hand is None else self.hand(now, self.shaft, bool(pulling))
         if pulling:
             goal = sum(servo.goal_shaft() for servo in pulling) / len(pulling)
             error, limit = goal - self.shaft, min(servo.max_speed() for servo in pulling)
@@ -96,6 +107,8 @@ class Joint:
                 self.shaft += math.copysign(ramp * limit, error)
                 left -= ramp
             self.shaft = goal - (goal - self.shaft) * math.exp(-left / self.LAG_S)
+        elif self.hand is not None:
+            self.shaft = moved
         else:
             self.shaft -= self.sag_ticks_s * elapsed
         self.shaft = min(max(self.shaft, self.stops[0]), self.stops[1])
@@ -109,6 +122,10 @@ class Servo:
         silent: it takes no instructions and answers none, as with its cable pulled; it stands still.
         horn: ticks by which its horn is off.
     """
+
+    MODES = (1, 3, 4, 16)
+    """Of a motor that does not measure current: velocity, position, extended position, PWM."""
+    CURRENT_MODES = (0, 1, 3, 4, 5, 16)
 
     def __init__(self, motor: int, number: int, joint: Joint, *, mirrored: bool = False, horn: int = 0) -> None:
         self.model = MODELS[number]
@@ -171,6 +188,10 @@ class Servo:
         sign = -1 if self.table[10] & 1 else 1
         return (self.value("goal_position") - 2048 - self.value("homing_offset") - sign * self.horn) * self._sign()
 
+    def holds(self) -> bool:
+        """Whether it pulls its joint towards its goal; in current mode it has no goal to pull to."""
+        return bool(self.value("torque_enable")) and self.value("operating_mode") != MODE_CURRENT
+
     def max_speed(self) -> float:
         """Ticks a second."""
         return (self.value("profile_velocity") or 400) * 0.229 / 60.0 * 4096
@@ -185,6 +206,8 @@ class Servo:
         """The bus watchdog has run out: it stops, and stays."""
         self._set(bus_watchdog=WATCHDOG_TRIPPED, profile_velocity=0, profile_acceleration=0)
         self._set(goal_position=self.position())
+        if self.value("operating_mode") == MODE_CURRENT:
+            self._set(goal_current=0)
 
     def measure(self) -> None:
         """Writes what it feels into its table."""
@@ -193,6 +216,9 @@ class Servo:
         self._set(present_position=position, present_velocity=round(sign * joint.speed * 60.0 / 0.229 / 4096))
         if self.model.max_current:
             pull = (self.value("goal_position") - position) * 4 if self.value("torque_enable") else 0
+            if self.value("operating_mode") == MODE_CURRENT:
+                self._set(present_current=self.value("goal_current") if self.value("torque_enable") else 0)
+                return
             limited = self.value("operating_mode") == MODE_CURRENT_POSITION
             limit = self.value("goal_current" if limited else "current_limit")
             self._set(present_current=max(-limit, min(limit, pull)))
@@ -217,6 +243,8 @@ class Servo:
             if name.startswith("goal_") and self.value("bus_watchdog") == WATCHDOG_TRIPPED:
                 return ERROR_RANGE
             if name == "bus_watchdog" and value > 127:
+                return ERROR_RANGE
+            if name == "operating_mode" and value not in (self.CURRENT_MODES if self.model.max_current else self.MODES):
                 return ERROR_RANGE
             if name == "torque_enable" and value and self.value("hardware_error_status") & self.value("shutdown"):
                 return ERROR_RANGE
@@ -277,10 +305,10 @@ class ServoBus:
             return {servo.id: servo.position() for servo in self.servos}
 
     def values(self, name: str) -> dict[int, int]:
-        """One register of each motor, by id."""
+        """One register of each motor that has it, by id."""
         with self.lock:
             self.pass_time(time.monotonic())
-            return {servo.id: servo.value(name) for servo in self.servos}
+            return {servo.id: servo.value(name) for servo in self.servos if name in servo.model.registers}
 
     def pass_time(self, now: float) -> None:
         """Moves the joints, and lets watchdogs run out at their time."""

@@ -374,6 +374,8 @@ def test_a_person_takes_over_and_hands_back_and_the_arms_follow_whoever_is_selec
 
 def test_a_stream_that_was_stopped_is_not_followed_again_by_itself(cell: Cell) -> None:
     targets = advertise(cell.node, TELEOP_TARGETS)
+    told: list[Any] = []
+    subscribe(cell.node, CONTROL_SOURCE, told.append)
     running(cell)
     assert select(cell, "teleop").successful
     cell.ros.spin_until(targets.get_subscription_count, what="discovery")
@@ -385,6 +387,7 @@ def test_a_stream_that_was_stopped_is_not_followed_again_by_itself(cell: Cell) -
     cell.ros.spin_until(lambda: "refused_target" in str(faults.status().values), what="the refusal")
     np.testing.assert_array_equal(cell.advance(3), held)
     cell.says("holding", "select teleop again")
+    cell.ros.spin_until(lambda: told and told[-1].frame_id == "nobody", what="the end of the intervention")
 
 
 def test_an_unknown_source_is_refused_and_the_one_before_stays(cell: Cell) -> None:

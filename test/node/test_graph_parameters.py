@@ -25,6 +25,7 @@ MODULES = {
     "policy_node": "clamp_ros.policy.policy_node",
     "control_node": "clamp_ros.control.control_node",
     "recorder_node": "clamp_ros.record.recorder_node",
+    "teleop_node": "clamp_ros.arm.teleop_node",
 }
 CONFIGS = sorted(path for path in (share_folder() / "config").glob("*.yaml") if path.stem != "cameras")
 """Laid over the simulation's graph; cameras.yaml is the hardware's, and test_camera_node.py reads it."""
@@ -50,7 +51,7 @@ def _nodes(tmp_path: Path, **given: str) -> tuple[graph.Node, ...]:
 
 
 @pytest.mark.parametrize("sim", ["true", "false"])
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"arm_node", "camera_node"}))
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"arm_node", "camera_node", "teleop_node"}))
 def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name, sim):
     node = next((node for node in _nodes(tmp_path, seed="5", sim=sim) if node.name == name), None)
     if node is None:
@@ -87,8 +88,38 @@ def test_the_arms_parameter_file_is_taken_by_their_node(ros, tmp_path):
         assert getattr(config, side).units(), "the gripper's angles make a map"
 
 
+@pytest.mark.parametrize("name", ["control_node", "recorder_node", "teleop_node"])
+def test_a_node_takes_what_the_graph_of_teleoperation_gives_it(ros, name):
+    made = graph.aloha_teleop({"sim": "true", "record": "true", "operator": "Ada", "leaders": "/dev/ttyOTHER"})
+    node = next(node for node in made if node.name == name)
+    assert node.module == MODULES[name]
+    config = _declare(ros, name, up.command(node)[3:])
+    for parameter, value in node.parameters.items():
+        declared: Any = config
+        for part in parameter.split(".") if parameter != "use_sim_time" else ():
+            declared = getattr(declared, part)
+        if parameter != "use_sim_time":
+            assert (list(declared) if isinstance(declared, tuple) else declared) == value
+    if name == "teleop_node":
+        assert config.left.port == "/dev/ttyOTHER_left" and config.right.port == "/dev/ttyOTHER_right"
+        assert node.files == (share_folder() / "config/leaders.yaml",)
+        for side in (config.left, config.right):
+            assert side.units().gripper.closed_raw == -0.0552, "the file lies over the defaults"
+
+
+@pytest.mark.parametrize("sim", ["true", "false"])
+@pytest.mark.parametrize("by", ["policy", "teleop", "replay"])
+def test_the_recorder_takes_what_the_graph_of_a_session_gives_it(ros, tmp_path, by, sim):
+    build_tiny_artifact(tmp_path / "policy")
+    made = graph.aloha_record({"sim": sim, "by": by, "policy": str(tmp_path / "policy"), "keep_s": "3"})
+    node = next(node for node in made if node.name == "recorder_node")
+    config = _declare(ros, "recorder_node", up.command(node)[3:])
+    assert config.keep_s == 3.0
+    assert len(config.calibration) == (0 if sim == "true" else 2)
+
+
 def test_there_are_parameter_files_to_test():
-    assert {path.stem for path in CONFIGS} >= {"arms", "sim_d435", "sim_delays"}
+    assert {path.stem for path in CONFIGS} >= {"arms", "leaders", "sim_d435", "sim_delays"}
 
 
 def test_an_unknown_key_of_a_parameter_file_fails_at_start_with_the_nearest_name(ros, tmp_path):

@@ -15,7 +15,7 @@ from clamp_ros import cli
     ("words", "expected"),
     [
         (["evl"], "did you mean `clamp eval`?"),
-        (["xyzzy"], "commands are: up, demo"),
+        (["xyzzy"], "commands are: up, teleop, keys, demo"),
         (["eval"], "--task"),
         (["eval", "--task", "mug_on_plate", "--episods", "3"], "--episods"),
         (["eval", "--task", "mug_on_plate", "--episodes", "0"], "--episodes is 0"),
@@ -36,6 +36,7 @@ from clamp_ros import cli
         (["info", "/nowhere"], "neither a policy"),
         (["up", "sim:=tru"], "expected one of true, false"),
         (["up", "simm:=true"], "did you mean 'sim'?"),
+        (["teleop", "leader:=/tmp/x"], "did you mean 'leaders'?"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(words, expected, capsys, tmp_path, monkeypatch):
@@ -64,7 +65,7 @@ def test_up_lists_the_launch_arguments(capsys):
     assert "sim:=false" in capsys.readouterr().out
     assert cli.main(["up", "record", "--show-args"]) == 0
     out = capsys.readouterr().out
-    assert "keep_s:=5.0" in out and "aloha_record.launch.py" in out
+    assert "keep_s:=5" in out and "aloha_record.launch.py" in out
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():

@@ -76,6 +76,51 @@ def test_arguments_reach_their_nodes(policy):
     assert nodes["recorder_node"].parameters["folder"] == "bags"
 
 
+def test_a_person_may_stand_by_to_take_over_and_the_policy_has_the_arms(policy):
+    nodes = _by_name(policy=policy, takeover="true", leaders="/dev/ttyOTHER")
+    assert nodes["teleop_node"].parameters == {
+        "use_sim_time": True, "left.port": "/dev/ttyOTHER_left", "right.port": "/dev/ttyOTHER_right",
+    }  # fmt: skip
+    assert "source" not in nodes["control_node"].parameters
+
+
+def test_teleoperation_needs_no_policy_and_hands_the_arms_back_to_nobody():
+    nodes = {node.name: node for node in graph.aloha_teleop({"sim": "true", "record": "true", "operator": "Ada"})}
+    assert list(nodes) == ["mujoco_node", "control_node", "teleop_node", "recorder_node"]
+    assert nodes["control_node"].parameters["source"] == "teleop"
+    assert nodes["teleop_node"].parameters["hand_back"] == "teleop"
+    assert nodes["teleop_node"].parameters["record"] is True
+    assert nodes["recorder_node"].parameters["operator"] == "Ada"
+    robot = {node.name: node for node in graph.aloha_teleop({})}
+    assert list(robot) == ["camera_node", "arm_node", "control_node", "teleop_node"]
+    assert robot["teleop_node"].parameters["left.port"] == "/dev/ttyDXL_leader_left"
+    assert robot["teleop_node"].parameters["record"] is False
+
+
+def test_a_recording_session_is_moved_by_the_policy_a_person_or_a_bag(policy, tmp_path):
+    def made(**given: str) -> dict[str, graph.Node]:
+        return {node.name: node for node in graph.aloha_record({"policy": policy, **given})}
+
+    by_policy = made(sim="true", keep_s="7.5", compression="zstd")
+    assert list(by_policy) == ["mujoco_node", "fusion_node", "policy_node", "control_node", "recorder_node"]
+    recorder = by_policy["recorder_node"].parameters
+    assert (recorder["keep_s"], recorder["compression"], recorder["use_sim_time"]) == (7.5, "zstd", True)
+    assert recorder["operator"] and "calibration" not in recorder
+    assert made(sim="true", operator="Ada")["recorder_node"].parameters["operator"] == "Ada"
+    by_person = made(sim="true", by="teleop")
+    assert list(by_person) == ["mujoco_node", "control_node", "teleop_node", "recorder_node"]
+    assert by_person["teleop_node"].parameters["record"] is True
+    by_bag = made(sim="true", by="replay", cameras="wrist_left")
+    assert list(by_bag) == ["mujoco_node", "control_node", "recorder_node"]
+    assert by_bag["control_node"].parameters["source"] == "replay"
+    assert by_bag["recorder_node"].parameters["cameras"] == ["wrist_left"]
+    robot = made(by="replay", images="compressed")
+    assert list(robot) == ["camera_node", "arm_node", "control_node", "recorder_node"]
+    assert robot["camera_node"].parameters["compressed"] is True
+    config = share_folder() / "config"
+    assert robot["recorder_node"].parameters["calibration"] == [str(config / f"{n}.yaml") for n in ("cameras", "arms")]
+
+
 def test_the_tasks_offered_are_those_of_the_simulation():
     assert next(a for a in graph.ARGUMENTS if a.name == "task").choices == TASK_NAMES == tuple(TASKS)
 

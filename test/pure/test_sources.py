@@ -72,7 +72,9 @@ def test_selecting_voids_what_was_sent_before() -> None:
 def test_an_interrupted_stream_stays_shut_until_it_is_selected_again() -> None:
     found = sources("teleop")
     found.add_target("teleop", target(1.0), 5 * T, 5 * T)
+    assert found.followed == "teleop"
     found.void("emergency stop", 6 * T)
+    assert found.followed == "nobody"
     assert found.at(6 * T) == (None, "emergency stop; select teleop again")
     assert "select teleop again" in str(found.add_target("teleop", target(1.0), 7 * T, 7 * T))
     assert due(found, 7) is None
@@ -86,6 +88,7 @@ def test_an_interrupted_policy_goes_on_with_what_it_sees_afterwards() -> None:
     found.add_chunk(chunk(5, 1.0))
     found.void("no action chunk yet", 10 * T)
     assert found.at(10 * T) == (None, "no action chunk yet")
+    assert found.followed == "policy"
     found.add_chunk(chunk(10, 2.0))
     assert due(found, 10) == 2.0
 

@@ -1,4 +1,4 @@
-"""The launch files say what the graphs say, and so does `clamp up`.
+"""The launch files say what the graphs say, and so do `clamp up` and `clamp teleop`.
 
 launch and launch_ros come with ROS and are not on PyPI, so recording stand-ins take their place: the test is about what
 the files ask of them.
@@ -6,7 +6,6 @@ the files ask of them.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
@@ -19,7 +18,7 @@ from clamp_ros.bringup import graph, up
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.share import share_folder
 
-LAUNCH = share_folder() / "launch"
+LAUNCHING = "clamp_ros.bringup.launching"
 
 
 class _Recorded:
@@ -27,12 +26,14 @@ class _Recorded:
         self.args, self.kwargs = args, kwargs
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def launching(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """`clamp_ros.bringup.launching` over recording stand-ins of launch's classes."""
+    """What the launch files share, over recording stand-ins of launch's classes."""
     for name, classes in {
-        "launch": ("LaunchDescription",),
+        "launch": ("LaunchContext", "LaunchDescription"),
         "launch.actions": ("DeclareLaunchArgument", "OpaqueFunction"),
+        "launch.events": (),
+        "launch.events.process": ("ProcessExited",),
         "launch_ros": (),
         "launch_ros.actions": ("Node",),
     }.items():
@@ -40,20 +41,27 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         for cls in classes:
             setattr(module, cls, type(cls, (_Recorded,), {}))
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "clamp_ros.bringup.launching", raising=False)
-    module = importlib.import_module("clamp_ros.bringup.launching")
-    monkeypatch.setitem(sys.modules, "clamp_ros.bringup.launching", module)  # and gone again after the test
+    spec = importlib.util.find_spec(LAUNCHING)
+    assert spec is not None
+    return _load(LAUNCHING, spec.origin, monkeypatch)
+
+
+def _load(name: str, path: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
     return module
 
 
-def _entities(name: str) -> list[Any]:
-    """What launch gets from the launch file of a graph."""
-    path = LAUNCH / f"aloha_{name}.launch.py"
-    spec = importlib.util.spec_from_file_location(f"aloha_{name}_launch", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.generate_launch_description().args[0]
+@pytest.fixture(params=[f"aloha_{name}" for name in graph.GRAPHS])
+def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """A launch file's entities, and the arguments and the graph that it is about."""
+    path = share_folder() / "launch" / f"{request.param}.launch.py"
+    arguments = graph.GRAPHS[request.param.removeprefix("aloha_")][0]
+    entities = _load(f"{request.param}_launch", path, monkeypatch).generate_launch_description().args[0]
+    return entities, arguments, getattr(graph, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -63,42 +71,31 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def _context(name: str, given: dict[str, str]) -> Any:
-    values = {argument.name: argument.default for argument in graph.GRAPHS[name][0]} | given
+def _context(given: dict[str, str], arguments: Any = graph.ARGUMENTS) -> Any:
+    values = {argument.name: argument.default for argument in arguments} | given
     return SimpleNamespace(
         argv=[f"{name}:={value}" for name, value in given.items()], launch_configurations=values, is_shutdown=False
     )
 
 
-def test_every_graph_has_a_launch_file_and_no_launch_file_is_without_one():
-    assert {path.name for path in LAUNCH.glob("*.launch.py")} == {f"aloha_{name}.launch.py" for name in graph.GRAPHS}
-
-
-@pytest.mark.parametrize("name", graph.GRAPHS)
-def test_every_argument_is_declared_with_its_default_text_and_choices(launching, name):
-    *entities, last = _entities(name)
-    assert list(last.kwargs) == ["function"]
+def test_every_argument_is_declared_with_its_default_text_and_choices(launched):
+    entities, arguments, _ = launched
     declared = [
         (entity.args[0], entity.kwargs["default_value"], entity.kwargs["description"], entity.kwargs["choices"])
-        for entity in entities
+        for entity in entities[:-1]
     ]
-    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in graph.GRAPHS[name][0]]
+    assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in arguments]
 
 
-@pytest.mark.parametrize(
-    ("name", "extra"),
-    [
-        ("policy", {}),
-        ("policy", {"record": "true", "config": "sim_delays", "cameras": "front_left"}),
-        ("record", {"keep_s": "3"}),
-        ("record", {"by": "replay", "cameras": "wrist_left"}),
-        ("record", {"sim": "false", "images": "compressed"}),
-    ],
-)
-def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launching, policy, name, extra):
-    given = {"sim": "true", "policy": policy, **extra}
-    nodes = graph.GRAPHS[name][1](given)
-    actions = _entities(name)[-1].kwargs["function"](_context(name, given))
+@pytest.mark.parametrize("extra", [{"record": "false"}, {"record": "true", "cameras": "front_left"}])
+def test_launch_and_clamp_start_the_nodes_of_the_graph(launched, policy, extra):
+    entities, arguments, make = launched
+    policies = {"policy": policy, "config": "sim_delays", "takeover": "true"} if make is not graph.aloha_teleop else {}
+    given = {"sim": "true", **policies, **extra}
+    if make is graph.aloha_record:  # it always does
+        del given["record"]
+    nodes = make(given)
+    actions = entities[-1].kwargs["function"](_context(given, arguments))
     for node, action in zip(nodes, actions, strict=True):
         asked = action.kwargs
         assert (asked["package"], asked["executable"], asked["name"]) == (graph.PACKAGE, node.name, node.name)
@@ -111,13 +108,19 @@ def test_launch_and_clamp_up_start_the_nodes_of_the_graph(launching, policy, nam
     assert [node.name for node in up.Runner(nodes).nodes] == [node.name for node in nodes]
 
 
-def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launching):
+def test_every_launch_file_has_a_graph_and_every_graph_a_launch_file():
+    names = {path.name for path in (share_folder() / "launch").glob("*.launch.py")}
+    assert names == {f"aloha_{name}.launch.py" for name in graph.GRAPHS}
+
+
+def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launched):
+    entities, arguments, _ = launched
     with pytest.raises(ConfigError, match=r"unknown launch argument 'simm'; did you mean 'sim'\?"):
-        _entities("policy")[-1].kwargs["function"](_context("policy", {"simm": "true"}))
+        entities[-1].kwargs["function"](_context({"simm": "true"}, arguments))
 
 
 def test_the_death_of_a_required_node_ends_launch_with_an_error_and_a_restart_does_not(launching):
-    died, context = SimpleNamespace(returncode=1), _context("policy", {})
+    died, context = SimpleNamespace(returncode=1), _context({})
     required = launching.Death(graph.Node("mujoco_node", "m"))
     with pytest.raises(RuntimeError, match="mujoco_node ended"):
         required(died, context)

@@ -1,0 +1,181 @@
+"""`clamp keys`: teleoperation by single keys, in a terminal of its own or the one of `clamp teleop`.
+
+A USB foot pedal is a keyboard with one key: have it type a space. The terminal has to have the focus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import SetBool, Trigger
+
+from clamp_ros.contract.interfaces import (
+    CONTROL_ESTOP,
+    CONTROL_RESET,
+    TELEOP_DISCARD,
+    TELEOP_START,
+    TELEOP_STATUS,
+    TELEOP_STOP,
+    Service,
+)
+from clamp_ros.ros import environment, messages
+from clamp_ros.ros.run import interface_type, subscribe
+
+HELP = (
+    "space (pedal): start, or stop and keep   s: stop and keep   f: stop, a failure   d: discard   "
+    "e: emergency stop   r: release it   q: quit"
+)
+_ANSWER_S = 5.0
+_CALLS: dict[str, tuple[Service, Any]] = {
+    "s": (TELEOP_STOP, SetBool.Request(data=True)),
+    "f": (TELEOP_STOP, SetBool.Request(data=False)),
+    "d": (TELEOP_DISCARD, Trigger.Request()),
+    "e": (CONTROL_ESTOP, Trigger.Request()),
+    "r": (CONTROL_RESET, Trigger.Request()),
+}
+
+
+def call_of(key: str, state: str) -> tuple[Service, Any] | None:
+    """What a key asks for, or None.
+
+    Args:
+        key: one character.
+        state: of teleoperation.
+    """
+    if key == " ":
+        return _CALLS["s"] if state in ("approaching", "following") else (TELEOP_START, Trigger.Request())
+    return _CALLS.get(key)
+
+
+class Keys:
+    """Calls services for keys, and says what they answer and what teleoperation does."""
+
+    def __init__(self, node: Node, say: Callable[[str], None]) -> None:
+        """Subscribes by `node`, which somebody spins; `say` takes one line."""
+        self._say = say
+        self._state = "idle"
+        services = {service.name: service for service, _ in (*_CALLS.values(), (TELEOP_START, None))}
+        self._clients = {
+            name: node.create_client(interface_type(service.type), name) for name, service in services.items()
+        }
+        self._waiting: list[tuple[Any, str, float]] = []
+        subscribe(node, TELEOP_STATUS, self._on_status)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is still to come."""
+        return bool(self._waiting)
+
+    def press(self, key: str) -> None:
+        """A key was pressed."""
+        if (call := call_of(key, self._state)) is None:
+            return
+        service, request = call
+        client = self._clients[service.name]
+        if not client.service_is_ready():
+            self._say(f"{service.name} is not there; is the system up?")
+            return
+        self._waiting.append((client.call_async(request), service.name, time.monotonic() + _ANSWER_S))
+
+    def look(self) -> None:
+        """Says what was answered, and what was not in time."""
+        for asked in list(self._waiting):
+            future, name, deadline = asked
+            if future.done() and (answer := future.result()) is not None:
+                self._say(f"{name}: {'' if answer.success else 'refused: '}{answer.message}")
+            elif time.monotonic() > deadline:
+                self._say(f"{name} does not answer")
+            else:
+                continue
+            self._waiting.remove(asked)
+
+    def _on_status(self, message: Any) -> None:
+        self._state = next((value.value for value in message.values if value.key == "state"), "idle")
+        self._say(f"teleoperation: {message.message}")
+
+
+@contextlib.contextmanager
+def _single_keys(descriptor: int) -> Iterator[None]:
+    """Has a terminal hand over each key at once, without showing it."""
+    if not os.isatty(descriptor):
+        yield
+        return
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def run(descriptor: int, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Reads keys and calls services until q, the end of the input, or `stop`; ROS has to be there.
+
+    Args:
+        descriptor: where keys come from.
+        stop: ends it.
+        say: takes one line for the user.
+    """
+    node = Node("clamp_keys")
+    try:
+        with SingleThreadedExecutor() as executor, _single_keys(descriptor):
+            executor.add_node(node)
+            keys = Keys(node, say)
+            say(HELP)
+            ended = False
+            while not stop.is_set() and not (ended and not keys.busy):
+                executor.spin_once(timeout_sec=0.05)
+                keys.look()
+                while not ended and select.select([descriptor], [], [], 0.0)[0]:
+                    key = os.read(descriptor, 1).decode(errors="replace")
+                    ended = key in ("", "q")
+                    keys.press(key)
+    finally:
+        node.destroy_node()
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[None]:
+    """Reads the terminal's keys in a thread, beside what runs within; does nothing where there is no terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(sys.stdin.fileno(), stop, _print), name="keys")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        rclpy.try_shutdown()
+
+
+def _print(text: str) -> None:
+    print(f"[keys] {text}", flush=True)
+
+
+def main() -> int:
+    """`clamp keys`."""
+    environment.prepare()
+    messages.ensure()
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        run(sys.stdin.fileno(), threading.Event(), _print)
+    finally:
+        rclpy.try_shutdown()
+    return 0
