@@ -64,7 +64,7 @@ def color_compressed_topic(camera: str) -> str:
 
 
 def depth_compressed_topic(camera: str) -> str:
-    """The aligned depth as a PNG with compressed_depth_image_transport's header, by its name."""
+    """The aligned depth as a PNG, or by RVL, with compressed_depth_image_transport's header, by its name."""
     return f"{depth_topic(camera)}/compressedDepth"
 
 
@@ -144,7 +144,7 @@ TOPICS: tuple[Topic, ...] = (
             Topic(color_compressed_topic(camera), "sensor_msgs/msg/CompressedImage", Qos.IMAGE, 30.0, optical_frame(camera),
                   "colour as JPEG; hardware only, where `compressed` is set, while somebody subscribes"),
             Topic(depth_compressed_topic(camera), "sensor_msgs/msg/CompressedImage", Qos.IMAGE, 30.0, optical_frame(camera),
-                  "depth as PNG; hardware only, where `compressed` is set, while somebody subscribes"),
+                  "depth as PNG or RVL; hardware only, where `compressed` is set, while somebody subscribes"),
         )
     ),
     ARMS_STATUS, CONTROL_SOURCE, TELEOP_TARGETS, REPLAY_TARGETS, LEADER_STATES, TELEOP_STATUS,

@@ -16,8 +16,6 @@ from clamp_ros.contract.interfaces import (
     TF,
     TOPICS,
     camera_info_topic,
-    color_topic,
-    depth_topic,
     optical_frame,
 )
 from clamp_ros.contract.robot import LOWER_LIMITS, UPPER_LIMITS
@@ -161,7 +159,7 @@ def _audit_camera(episode: Episode, camera: str, problems: list[str]) -> None:
     try:
         frames = episode.frames(camera)
         if not len(frames):
-            problems.append(f"{camera} has no frame with both {color_topic(camera)} and {depth_topic(camera)}")
+            problems.append(f"{camera} has no frame with both colour and depth")
             return
         if frames.unmatched:
             problems.append(f"{camera}: {frames.unmatched} images have no partner of the same stamp")

@@ -58,7 +58,7 @@ MB = 1e6
 
 
 def pictures(width: int, height: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """Colour with shading, texture and a sensor's noise; depth of a table with holes, and noise growing with distance."""
+    """Colour with shading, texture and a sensor's noise; depth of a table with holes, and noise growing with it."""
     rng = np.random.default_rng(seed)
     v, u = np.mgrid[0:height, 0:width]
     coarse = cv2.resize(rng.random((height // 40, width // 40, 3)).astype(np.float32), (width, height))
