@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -210,6 +211,8 @@ class CameraNode(LifecycleNode):
 
     def _make(self) -> None:
         config = self._config
+        if config.compressed and config.depth_compression == "rvl":
+            images.rvl_depth(np.zeros((1, 1), np.uint16))  # compiled now, and not under the first frame
         for name, settings in config.settings().items():
             for counter in _COUNTERS:
                 self._health.count(f"{name}.{counter}", 0)

@@ -5,6 +5,7 @@ Memory is bounded: `queue_mb` waits for the disk, `keep_mb` is the ring, and as 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -357,7 +358,7 @@ class Recorder:
         silent = self._audit.silent(now_ns) if writer is not None else ()
         warnings["silent"] = f"no messages any more on {', '.join(silent)}" if silent else None
         if writer is not None:
-            free = shutil.disk_usage(self._folder).free
+            free = self._free_bytes()
             full = writer.queued_bytes / (config.queue_mb * _MB)
             warnings["queue"] = None if full < _BEHIND else (
                 f"the disk or the compressor is behind: {writer.queued_bytes / _MB:.0f} MB wait, and with"
@@ -367,11 +368,19 @@ class Recorder:
                 "queue_mb": writer.queued_bytes / _MB, "free_gb": free / _GB, "file_mb": writer.file_bytes / _MB,
             }  # fmt: skip
             if free < _GB * config.min_free_gb:
-                self.stop("interrupted")
+                with contextlib.suppress(RecordError, OSError):  # what is written stays, to be recovered
+                    self.stop("interrupted")
                 self.failure = f"stopped recording {writer.path.name}: {free / _GB:.1f} GB left, min_free_gb reached"
                 warnings["recording"] = self.failure
         problems = self._audit.problems() if self._writer is not None else ()
         return Look(self.recording, self._audit.seconds, self._audit.figures(), gauges, warnings, problems)
+
+    def _free_bytes(self) -> int:
+        """Of the disk; none of one that is gone."""
+        try:
+            return shutil.disk_usage(self._folder).free
+        except OSError:
+            return 0
 
     def _ratio(self) -> float:
         """What compression leaves; 1 before it is known."""

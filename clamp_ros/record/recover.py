@@ -5,6 +5,7 @@ An MCAP file is readable up to its last whole chunk; this copies those chunks' m
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
@@ -60,7 +61,7 @@ def recover(path: Path | str, to: Path | None = None) -> Recovery:
         to: the folder for the bag, by default the one it is in; then the disk needs room for both for a while.
 
     Raises:
-        RecordError: it is not an unfinished bag, the bag exists already, or the disk refuses.
+        RecordError: it is not an unfinished bag or still being written, the bag exists already, or the disk refuses.
     """
     path = Path(path)
     name = path.name.removesuffix(PARTIAL_SUFFIX).removesuffix(CRASHED_SUFFIX)
@@ -72,6 +73,8 @@ def recover(path: Path | str, to: Path | None = None) -> Recovery:
         raise RecordError(f"{path} is not an unfinished bag: expected {partial} with one .mcap file")
     if target.exists():
         raise RecordError(f"{target} exists; move it away, then recover {source.name} again")
+    if _is_being_written(files[0]):
+        raise RecordError(f"{source} is still being written; stop its recorder first")
     try:
         if source is partial:
             partial.rename(crashed)
@@ -95,6 +98,16 @@ def recover(path: Path | str, to: Path | None = None) -> Recovery:
     except OSError as error:
         raise RecordError(f"cannot recover {source}: {error}") from error
     return Recovery(target, count, reading.truncated)
+
+
+def _is_being_written(file: Path) -> bool:
+    """Whether a living writer holds the file; a dead one's lock is gone."""
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class _Salvage:

@@ -7,6 +7,7 @@ always a whole episode. A crash leaves the `.partial` directory, which `clamp_ro
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import threading
@@ -83,6 +84,7 @@ class EpisodeWriter:
         try:
             self._partial.mkdir(parents=True)
             self._file = self._growing.open("wb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # released by the kernel however this ends; `recover` asks for it
         except OSError as error:
             raise RecordError(f"cannot record to {self._partial}: {error}") from error
         self._writer = Writer(self._file, chunk_size=chunk_bytes, compression=COMPRESSIONS[compression])
