@@ -39,7 +39,7 @@ setup(
         ("share/ament_index/resource_index/packages", ["resource/clamp_ros"]),
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", files("launch/*.launch.py")),
-        (f"{SHARE}/config", [*files("config/*.yaml"), *files("config/*.rules")]),
+        (f"{SHARE}/config", files("config/*")),
         *models(),
         ("lib/clamp_ros", files("scripts/nodes/*")),
     ],

@@ -29,6 +29,8 @@ examples:
   clamp up sim:=true task:=mug_on_plate_easy               the whole system, until Ctrl-C
   clamp demos --task mug_on_plate --episodes 150 --out data/mug
   clamp eval --task mug_on_plate_easy --episodes 50        score the shipped policy on unseen layouts
+  clamp record --out data/episodes                         record a running system, with a live audit
+  clamp bag recover data/episodes                          mend what a crash or a full disk has left
   clamp info data/mug/mug_on_plate_000000                  audit a bag
 
 `clamp COMMAND --help` tells more about each.
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_record, _add_demos, _add_eval, _add_info):
+    for add in (_add_record, _add_bag, _add_replay, _add_demos, _add_eval, _add_info):
         add(commands)
     return parser
 
@@ -74,9 +76,11 @@ def _run_up(words: Sequence[str]) -> int:
     from clamp_ros.bringup import graph, up
 
     if {"-h", "--help", "--show-args"} & set(words):
-        print("usage: clamp up [name:=value ...]\n\nRuns the nodes of `ros2 launch clamp_ros aloha_policy.launch.py`.")
+        name, _ = up.graph_name([word for word in words if not word.startswith("-")])
+        print(f"usage: clamp up [{'|'.join(graph.GRAPHS)}] [name:=value ...]\n")
+        print(f"Runs the nodes of `ros2 launch clamp_ros aloha_{name}.launch.py`; without a name the policy's.")
         print("Ctrl-C stops them; a second one kills them.\n\narguments:")
-        print(up.describe(graph.ARGUMENTS))
+        print(up.describe(graph.GRAPHS[name][0]))
         return 0
     return up.up(words)
 
@@ -130,39 +134,102 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 def _add_record(commands: Any) -> None:
     parser = _command(
         commands, "record", "record a running system, one bag an episode", _run_record,
-        "Records until Ctrl-C. With --services it waits for /record/start, /record/stop and /record/discard instead.\n"
-        "A bag is a rosbag2 directory that `ros2 bag`, rosbags and Foxglove read.",
+        "Records until Ctrl-C, and shows every topic's rate, gaps and losses meanwhile. With --services it waits for\n"
+        "/record/start, stop, discard and keep instead. A bag is a rosbag2 directory that `ros2 bag`, rosbags and\n"
+        "Foxglove read; the verdict on it is in its metadata.",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("data/episodes"), help="folder for the bags (%(default)s)")
     parser.add_argument("--task", default="", help="for the bag's name and metadata; a simulation tells its own")
     parser.add_argument("--operator", default="", help="who moves the arms")
     parser.add_argument("--cameras", type=_names, default=("front_left", "back_right"), metavar="A,B",
                         help="cameras to record (front_left,back_right)")  # fmt: skip
+    parser.add_argument("--images", default="raw", choices=("raw", "compressed"),
+                        help="raw, or JPEG and PNG as the camera node offers them (%(default)s)")  # fmt: skip
     parser.add_argument("--compression", default="lz4", choices=("none", "lz4", "zstd"), help="%(default)s")
+    parser.add_argument("--calibration", type=Path, action="append", default=[], metavar="FILE",
+                        help="configuration to keep in the metadata; may be given again")  # fmt: skip
     parser.add_argument("--sim", action="store_true", help="stamp with simulated time")
     parser.add_argument("--services", action="store_true", help="wait for the services")
-    parser.add_argument("--recover", type=Path, metavar="BAG.partial", help="make a bag readable that was not finished")
+    parser.add_argument("--keep", type=float, default=0.0, metavar="S",
+                        help="with --services: hold the last S seconds in memory for /record/keep")  # fmt: skip
 
 
 def _run_record(args: argparse.Namespace) -> int:
-    if args.recover is not None:
-        from clamp_ros.record.recover import recover
-
-        recovery = recover(args.recover)
-        lost = "; its end is missing" if recovery.truncated else ""
-        print(f"{recovery.path}: {recovery.message_count} messages{lost}")
-        return 0
     import json
 
     from clamp_ros.record.recorder_node import RecorderNode
+    from clamp_ros.record.view import View
     from clamp_ros.ros.run import run_node
 
+    if args.keep and not args.services:
+        raise ConfigError("--keep needs --services: what is recorded from the start is kept anyway")
     parameters = {
         "folder": str(args.out), "task": args.task, "operator": args.operator, "cameras": list(args.cameras),
-        "compression": args.compression, "auto_start": not args.services, "use_sim_time": args.sim,
+        "images": args.images, "compression": args.compression, "calibration": list(map(str, args.calibration)),
+        "keep_s": args.keep, "auto_start": not args.services, "use_sim_time": args.sim,
     }  # fmt: skip
     words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
-    return run_node(RecorderNode, ["clamp record", "--ros-args", *words])
+    view = View(sys.stdout)
+    return run_node(lambda: RecorderNode(view.show), ["clamp record", "--ros-args", *words])
+
+
+def _add_bag(commands: Any) -> None:
+    parser = _command(
+        commands, "bag", "mend bags that were not finished, and audit bags", _run_bag,
+        "recover: makes a bag of what a crash, a SIGKILL or a full disk has left in NAME.partial: all but the last\n"
+        "chunk. A folder stands for every unfinished bag in it. audit: reads whole bags, as `clamp info` does.",
+    )  # fmt: skip
+    parser.add_argument("action", choices=("recover", "audit"))
+    parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="NAME.partial, a bag, or a folder of them")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="recover: onto another disk, where this one is full")
+
+
+def _run_bag(args: argparse.Namespace) -> int:
+    if args.action == "audit":
+        from clamp_ros import info
+
+        told = [info.about(path) for path in args.bags]
+        print("\n".join(text for text, _ in told))
+        return 0 if all(good for _, good in told) else EXIT_PROBLEM
+    from clamp_ros.record.recover import recover, unfinished
+
+    for path in unfinished(args.bags):
+        recovery = recover(path, args.to)
+        lost = "; its end is missing" if recovery.truncated else ""
+        print(f"{recovery.path}: {recovery.message_count} messages{lost}")
+    return 0
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _command(
+        commands, "replay", "play a bag's recorded commands, on the robot or in simulation", _run_replay,
+        "On the system that runs (`clamp up`, or a launch file): the arms approach the recording's first pose,\n"
+        "follow it through the safety gate, and hold its last pose. With --sim it starts a simulation of the bag's\n"
+        "task and seed, and tells whether the task was done: exit code 1 if not.",
+    )  # fmt: skip
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the recording (%(default)s)")
+    parser.add_argument("--approach", type=float, default=0.4, metavar="RAD_S", help="fastest joint (%(default)s)")
+    parser.add_argument("--sim", action="store_true", help="in a simulation of its own")
+    parser.add_argument("--sim-time", action="store_true", help="the system that runs is a simulation")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="with --sim: record the replay into this folder")
+
+
+def _run_replay(args: argparse.Namespace) -> int:
+    from clamp_ros.bringup.replay import replay, replay_in_simulation
+
+    parameters = {"bag": str(args.bag), "speed": args.speed, "approach_rad_s": args.approach}
+    if not args.sim:
+        if args.record is not None:
+            raise ConfigError("--record needs --sim; on a running system use `clamp record`")
+        return replay(parameters, args.sim_time)
+    from clamp_ros.bringup.session import own_domain
+
+    with own_domain():
+        done = replay_in_simulation(parameters, Path("data/replay/log.txt"), args.record)
+    where = f"; recorded to {done.bag}" if done.bag is not None else ""
+    print(f"{args.bag}: {'success' if done.success else 'no success'} after {done.seconds:.1f} s{where}")
+    return 0 if done.success else EXIT_PROBLEM
 
 
 def _add_demos(commands: Any) -> None:

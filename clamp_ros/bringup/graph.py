@@ -6,8 +6,8 @@ neither knows a node's name of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,18 @@ TELEOP_ARGUMENTS = (
 )
 """The arguments of teleoperation's graph."""
 
+RECORD_ARGUMENTS = (
+    Argument("by", "policy", "who moves the arms: the policy, a person with the leader arms, or a bag by "
+                             "`clamp replay`", ("policy", "teleop", "replay")),
+    *(argument for argument in ARGUMENTS if argument.name != "record"),
+    Argument("operator", "", "who moves the arms, for the bags; empty: the policy's name"),
+    Argument("images", "raw", "of cameras in the bags: raw, or compressed; the simulation has raw ones only",
+             ("raw", "compressed")),
+    Argument("compression", "lz4", "of the bags' chunks", ("none", "lz4", "zstd")),
+    Argument("keep_s", "5", "seconds that are held in memory between episodes, for /record/keep; 0 holds none"),
+)
+"""The arguments of a recording session's graph: the policy's, and the recorder's."""
+
 
 def resolve(given: Mapping[str, str], arguments: Sequence[Argument] = ARGUMENTS) -> dict[str, str]:
     """Every argument's value.
@@ -200,6 +212,58 @@ def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
+def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
+    """The nodes of a recording session: arms, cameras, who moves the arms, and the recorder, set as one likes.
+
+    Args:
+        given: launch arguments by name, of `RECORD_ARGUMENTS`; those absent have their defaults.
+
+    Raises:
+        ConfigError: an argument is unknown or impossible.
+    """
+    values = resolve(given, RECORD_ARGUMENTS)
+    if values["sim"] == "true" and values["images"] == "compressed":
+        raise ConfigError("images:=compressed needs the robot's cameras; the simulation publishes raw images only")
+    if values["by"] == "replay":
+        nodes = _replay(values)
+    else:
+        arguments, make = GRAPHS[values["by"]]
+        own = {argument.name for argument in arguments}
+        nodes = make({"record": "true", **{name: text for name, text in values.items() if name in own and text}})
+    more = {name: values[name] for name in ("images", "compression")} | {"keep_s": _seconds("keep_s", values["keep_s"])}
+    if values["operator"]:
+        more["operator"] = values["operator"]
+    changes = {"recorder_node": more, "camera_node": {"compressed": True} if values["images"] == "compressed" else {}}
+    return tuple(
+        replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes
+    )  # fmt: skip
+
+
+def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
+    """Arms that wait for `clamp replay`, cameras, and the recorder."""
+    cameras = _cameras(values["cameras"]) or list(CAMERAS)
+    files = _parameter_files("config", values["config"])
+    sim = values["sim"] == "true"
+    clock = {"use_sim_time": True} if sim else {}
+    nodes = (
+        *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
+        Node(
+            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "replay"},
+        ),
+        _recorder(values, files, {**clock, "cameras": cameras}),
+    )  # fmt: skip
+    _check_sections(files, nodes)
+    return nodes
+
+
+GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tuple[Node, ...]]]] = {
+    "policy": (ARGUMENTS, aloha_policy),
+    "teleop": (TELEOP_ARGUMENTS, aloha_teleop),
+    "record": (RECORD_ARGUMENTS, aloha_record),
+}
+"""Every graph, for launch/aloha_NAME.launch.py and `clamp up NAME`: its arguments, and what makes its nodes."""
+
+
 def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
     """Begins anew after a death, since it begins idle and the control node holds meanwhile."""
     ports = {f"{arm}.port": f"{values['leaders']}_{arm}" for arm in ARMS}
@@ -211,10 +275,12 @@ def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapp
 
 
 def _recorder(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
-    return Node(
-        "recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True,
-        parameters={**parameters, "folder": values["record_to"]},
-    )  # fmt: skip
+    """What the robot's cameras and arms are set to goes into every bag."""
+    parameters = {**parameters, "folder": values["record_to"]}
+    if values["sim"] == "false":
+        names = ("camera_config", "arm_config")
+        parameters["calibration"] = [str(path) for name in names for path in _parameter_files(name, values[name])]
+    return Node("recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True, parameters=parameters)
 
 
 def _simulation(
@@ -291,6 +357,13 @@ def _integer(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"{name}:={text} is not possible, expected a whole number") from None
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{name}:={text} is not possible, expected a number of seconds") from None
 
 
 def _parameter_files(argument: str, text: str) -> tuple[Path, ...]:

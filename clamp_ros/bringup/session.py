@@ -64,7 +64,7 @@ class Session:
         """Starts the system.
 
         Args:
-            words: launch arguments of `clamp up`, ``name:=value``.
+            words: of `clamp up`: launch arguments, ``name:=value``, after the name of a graph but the policy's.
             log: file that takes its output.
             name: of the node.
 
@@ -87,6 +87,7 @@ class Session:
         self.node = Node(name, parameter_overrides=[Parameter("use_sim_time", value=True)])
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
+        self._nodes = [self.node]
         subscribe(self.node, TASK_STATE, self._on_task_state)
 
     def __enter__(self) -> Session:
@@ -105,8 +106,14 @@ class Session:
             self._child.kill()
             self.exit_code = self._child.wait()
         self._executor.shutdown()
-        self.node.destroy_node()
+        for node in self._nodes:
+            node.destroy_node()
         rclpy.try_shutdown()
+
+    def add(self, node: Node) -> None:
+        """Spins another node too, and destroys it at the end."""
+        self._nodes.append(node)
+        self._executor.add_node(node)
 
     def _on_task_state(self, message: Any) -> None:
         self.task_state = json.loads(message.data)

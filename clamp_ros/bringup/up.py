@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import difflib
 import json
 import os
 import selectors
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
 
-from clamp_ros.bringup.graph import EXIT_CONFIGURATION, RESTART_DELAY_S, RESTARTS, Argument, Node, aloha_policy
+from clamp_ros.bringup.graph import EXIT_CONFIGURATION, GRAPHS, RESTART_DELAY_S, RESTARTS, Argument, Node
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.ros import environment, messages
 
@@ -70,16 +71,31 @@ def describe(arguments: Sequence[Argument]) -> str:
     return "\n".join(lines)
 
 
+def graph_name(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The graph that the first word names, by default the policy's, and the words after it.
+
+    Raises:
+        ConfigError: there is no such graph.
+    """
+    if not words or ":=" in words[0]:
+        return "policy", list(words)
+    if words[0] not in GRAPHS:
+        near = difflib.get_close_matches(words[0], GRAPHS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"systems are: {', '.join(GRAPHS)}"
+        raise ConfigError(f"{words[0]!r} is not a launch argument, expected name:=value, nor a system; {hint}")
+    return words[0], list(words[1:])
+
+
 def up(
     words: Sequence[str],
-    make: Callable[[Mapping[str, str]], Sequence[Node]] = aloha_policy,
+    make: Callable[[Mapping[str, str]], Sequence[Node]] | None = None,
     beside: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> int:
     """Runs a graph until it is told to stop, or a node that it cannot do without dies.
 
     Args:
-        words: launch arguments, ``name:=value``.
-        make: the graph, by default the policy's.
+        words: launch arguments, ``name:=value``; unless `make` is given, after the graph's name or for the policy's.
+        make: the graph.
         beside: what goes on while it runs.
 
     Returns:
@@ -88,6 +104,9 @@ def up(
     Raises:
         ClampError: the arguments are wrong, or ROS cannot start here.
     """
+    if make is None:
+        name, words = graph_name(words)
+        make = GRAPHS[name][1]
     nodes = make(parse_arguments(words))
     environment.prepare()
     messages.ensure()

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -60,7 +61,8 @@ class CameraNodeConfig:
     back_right: CameraSettings = field(default_factory=CameraSettings)
     wrist_left: CameraSettings = field(default_factory=CameraSettings)
     wrist_right: CameraSettings = field(default_factory=CameraSettings)
-    compressed: bool = param(False, "offer JPEG colour and PNG depth too")
+    compressed: bool = param(False, "offer JPEG colour and PNG or RVL depth too")
+    depth_compression: str = param("png", "of compressed depth: png is small, rvl quick", choices=("png", "rvl"))
     jpeg_quality: int = param(90, "of compressed colour", minimum=1, maximum=100)
     png_level: int = param(1, "of compressed depth: 1 is quick, 9 small", minimum=0, maximum=9)
     autostart: bool = param(True, "configure and activate by itself; false leaves that to a lifecycle manager")
@@ -114,8 +116,8 @@ class Output:
         self._packer: NewestWorker[tuple[CameraFrame, int, Any]] | None = None
         if config.compressed:
             self._jpeg = advertise(node, topic(color_compressed_topic(name)))
-            self._png = advertise(node, topic(depth_compressed_topic(name)))
-            self._publishers += [self._jpeg, self._png]
+            self._packed_depth = advertise(node, topic(depth_compressed_topic(name)))
+            self._publishers += [self._jpeg, self._packed_depth]
             self._packer = NewestWorker(self._pack)
 
     def publish(self, frame: CameraFrame, stamp: int) -> None:
@@ -139,9 +141,12 @@ class Output:
         if self._listened_to(self._jpeg):
             data = images.jpeg(frame.color, self._config.jpeg_quality)
             self._send(self._jpeg, compressed_image_message(data, images.JPEG_FORMAT, stamp, self._frame))
-        if self._listened_to(self._png):
-            data = images.png_depth(depth_mm, self._config.png_level)
-            self._send(self._png, compressed_image_message(data, images.PNG_DEPTH_FORMAT, stamp, self._frame))
+        if self._listened_to(self._packed_depth):
+            if self._config.depth_compression == "rvl":
+                data, kind = images.rvl_depth(depth_mm), images.RVL_DEPTH_FORMAT
+            else:
+                data, kind = images.png_depth(depth_mm, self._config.png_level), images.PNG_DEPTH_FORMAT
+            self._send(self._packed_depth, compressed_image_message(data, kind, stamp, self._frame))
 
     def _listened_to(self, publisher: Publisher) -> bool:
         with self._lock:
@@ -206,6 +211,8 @@ class CameraNode(LifecycleNode):
 
     def _make(self) -> None:
         config = self._config
+        if config.compressed and config.depth_compression == "rvl":
+            images.rvl_depth(np.zeros((1, 1), np.uint16))  # compiled now, and not under the first frame
         for name, settings in config.settings().items():
             for counter in _COUNTERS:
                 self._health.count(f"{name}.{counter}", 0)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clamp_ros.camera import rvl
 from clamp_ros.contract.errors import CameraError, ContractError
 from clamp_ros.geometry.pinhole import Pinhole
 
@@ -17,7 +18,9 @@ JPEG_FORMAT = "rgb8; jpeg compressed bgr8"
 """`CompressedImage.format` of compressed_image_transport for an rgb8 image; JPEG files hold it as BGR."""
 PNG_DEPTH_FORMAT = "16UC1; compressedDepth png"
 """`CompressedImage.format` of compressed_depth_image_transport for a 16UC1 image."""
-_PNG_DEPTH_HEADER = struct.pack("<iff", 0, 0.0, 0.0)
+RVL_DEPTH_FORMAT = "16UC1; compressedDepth rvl"
+"""And its other one, an order of magnitude quicker and larger by half or less."""
+_DEPTH_HEADER = struct.pack("<iff", 0, 0.0, 0.0)
 # compressed_depth_image_transport's ConfigHeader: an enum (0 is INV_DEPTH, its only kind) and two floats that
 # quantise 32FC1 depth and mean nothing for 16UC1. From ros-perception/image_transport_plugins, compression_common.h.
 
@@ -113,8 +116,13 @@ def jpeg(color: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 def png_depth(depth_mm: NDArray[np.uint16], level: int) -> NDArray[np.uint8]:
     """(N,) bytes with the format `PNG_DEPTH_FORMAT`: compressed_depth_image_transport's header, then a PNG file."""
     ok, data = cv2.imencode(".png", depth_mm, [cv2.IMWRITE_PNG_COMPRESSION, level, *_PNG_FILTER])
-    header = np.frombuffer(_PNG_DEPTH_HEADER, np.uint8)
+    header = np.frombuffer(_DEPTH_HEADER, np.uint8)
     return np.concatenate([header, _encoded(ok, data, "PNG", depth_mm)])
+
+
+def rvl_depth(depth_mm: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """(N,) bytes with the format `RVL_DEPTH_FORMAT`: the same header, then `camera.rvl`."""
+    return np.concatenate([np.frombuffer(_DEPTH_HEADER, np.uint8), rvl.encode(depth_mm)])
 
 
 def _encoded(ok: bool, data: np.ndarray, kind: str, image: np.ndarray) -> NDArray[np.uint8]:

@@ -64,7 +64,7 @@ def color_compressed_topic(camera: str) -> str:
 
 
 def depth_compressed_topic(camera: str) -> str:
-    """The aligned depth as a PNG with compressed_depth_image_transport's header, by its name."""
+    """The aligned depth as a PNG, or by RVL, with compressed_depth_image_transport's header, by its name."""
     return f"{depth_topic(camera)}/compressedDepth"
 
 
@@ -144,7 +144,7 @@ TOPICS: tuple[Topic, ...] = (
             Topic(color_compressed_topic(camera), "sensor_msgs/msg/CompressedImage", Qos.IMAGE, 30.0, optical_frame(camera),
                   "colour as JPEG; hardware only, where `compressed` is set, while somebody subscribes"),
             Topic(depth_compressed_topic(camera), "sensor_msgs/msg/CompressedImage", Qos.IMAGE, 30.0, optical_frame(camera),
-                  "depth as PNG; hardware only, where `compressed` is set, while somebody subscribes"),
+                  "depth as PNG or RVL; hardware only, where `compressed` is set, while somebody subscribes"),
         )
     ),
     ARMS_STATUS, CONTROL_SOURCE, TELEOP_TARGETS, REPLAY_TARGETS, LEADER_STATES, TELEOP_STATUS,
@@ -188,10 +188,12 @@ SIM_STEP = Service("/sim/step", "std_srvs/srv/Trigger", "one control period (20 
 RECORD_START = Service("/record/start", "std_srvs/srv/Trigger", "begin an episode; the answer names the bag")
 RECORD_STOP = Service("/record/stop", "std_srvs/srv/SetBool", "end the episode; true marks a success, false a failure")
 RECORD_DISCARD = Service("/record/discard", "std_srvs/srv/Trigger", "end the episode and move its bag to discarded/")
+RECORD_KEEP = Service("/record/keep", "std_srvs/srv/Trigger",
+                      "write the last seconds, held in memory between episodes, as an episode of their own")
 
 SERVICES: tuple[Service, ...] = (
     POLICY_ENABLE, CONTROL_ENABLE, CONTROL_ESTOP, CONTROL_RESET, ARMS_TORQUE, ARMS_REBOOT, ARMS_HOME,
     ARMS_SLEEP, SIM_RESET, SIM_PAUSE, SIM_STEP,
     CONTROL_PARAMETERS, TELEOP_START, TELEOP_STOP, TELEOP_DISCARD,
-    RECORD_START, RECORD_STOP, RECORD_DISCARD,
+    RECORD_START, RECORD_STOP, RECORD_DISCARD, RECORD_KEEP,
 )

@@ -9,14 +9,13 @@ import numpy as np
 
 from clamp_ros.contract.errors import RecordError, TransformError
 from clamp_ros.contract.interfaces import (
+    DIAGNOSTICS,
     JOINT_COMMANDS,
     JOINT_STATES,
     TASK_STATE,
     TF,
     TOPICS,
     camera_info_topic,
-    color_topic,
-    depth_topic,
     optical_frame,
 )
 from clamp_ros.contract.robot import LOWER_LIMITS, UPPER_LIMITS
@@ -26,6 +25,8 @@ from clamp_ros.record.episode import Episode
 
 MAX_GAP_PERIODS = 3.0
 """A gap longer than this many of the topic's own median periods is a fault."""
+_MANY_SENDERS = (TASK_STATE.name, DIAGNOSTICS.name)
+"""Topics without one steady rate: of as many nodes as there are, or told when something happens."""
 _LIMIT_SLACK = 0.02
 """Measured joints may overshoot their limits by this much, rad or m, before it counts as a fault of the units."""
 
@@ -109,6 +110,7 @@ def _audit(episode: Episode) -> Report:
         notes.append("no camera was recorded")
     if episode.metadata.outcome != "success":
         notes.append(f"outcome: {episode.metadata.outcome}")
+    notes += [f"said while recording: {problem}" for problem in episode.metadata.audit.get("problems", ())]
     stamps = np.concatenate([episode.stamps_ns(name)[[0, -1]] for name in episode.topics if episode.topics[name].count])
     duration = 1e-9 * float(np.ptp(stamps)) if stamps.size else 0.0
     return Report(episode.path, duration, topics, tuple(problems), tuple(notes))
@@ -121,7 +123,7 @@ def _topic_report(episode: Episode, name: str, problems: list[str]) -> TopicRepo
         return TopicReport(name, info.type, info.count, 0.0, 0.0, 0)
     median = float(np.median(periods))
     gaps = int(np.count_nonzero(periods > MAX_GAP_PERIODS * median)) if median > 0 else 0
-    periodic = any(t.name == name and t.rate_hz is not None for t in TOPICS) and name != TASK_STATE.name
+    periodic = any(t.name == name and t.rate_hz is not None for t in TOPICS) and name not in _MANY_SENDERS
     if periodic and gaps:
         at = 1e-9 * float(stamps[int(np.argmax(periods))] - stamps[0])
         problems.append(f"{name} has {gaps} gaps, the longest {1e3 * periods.max():.0f} ms, {at:.2f} s from its start")
@@ -157,7 +159,7 @@ def _audit_camera(episode: Episode, camera: str, problems: list[str]) -> None:
     try:
         frames = episode.frames(camera)
         if not len(frames):
-            problems.append(f"{camera} has no frame with both {color_topic(camera)} and {depth_topic(camera)}")
+            problems.append(f"{camera} has no frame with both colour and depth")
             return
         if frames.unmatched:
             problems.append(f"{camera}: {frames.unmatched} images have no partner of the same stamp")

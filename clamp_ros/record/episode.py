@@ -23,7 +23,9 @@ from clamp_ros.contract.interfaces import (
     TF,
     TF_STATIC,
     camera_info_topic,
+    color_compressed_topic,
     color_topic,
+    depth_compressed_topic,
     depth_topic,
     gripper_frame,
     optical_frame,
@@ -33,7 +35,7 @@ from clamp_ros.contract.robot import ARMS, NUM_JOINTS
 from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.geometry.tf_tree import TfTree
-from clamp_ros.record import messages
+from clamp_ros.record import compressed, messages
 from clamp_ros.record.mcap_file import McapFile
 from clamp_ros.record.metadata import EpisodeMetadata, TopicInfo, read_bag_information
 
@@ -74,6 +76,10 @@ class CameraFrames:
         self.camera = camera
         self._file = file
         self._color, self._depth = color_topic(camera), depth_topic(camera)
+        self.compressed = self._color not in file.topics
+        """Whether the bag holds JPEG and compressed depth of this camera, and no raw images."""
+        if self.compressed:
+            self._color, self._depth = color_compressed_topic(camera), depth_compressed_topic(camera)
         color, depth = _image_stamps(file, self._color), _image_stamps(file, self._depth)
         self.stamps_ns: NDArray[np.int64]
         self.stamps_ns, self._color_i, self._depth_i = np.intersect1d(color, depth, return_indices=True)
@@ -97,11 +103,13 @@ class CameraFrames:
 
     def color(self, i: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of frame i."""
-        return messages.decode_image(self._file.read(self._color, int(self._color_i[i])))
+        cdr = self._file.read(self._color, int(self._color_i[i]))
+        return compressed.decode_color(cdr) if self.compressed else messages.decode_image(cdr)
 
     def depth_mm(self, i: int) -> NDArray[np.uint16]:
         """(H, W) uint16 millimetres of frame i, aligned to color, 0 invalid."""
-        return messages.decode_image(self._file.read(self._depth, int(self._depth_i[i])))
+        cdr = self._file.read(self._depth, int(self._depth_i[i]))
+        return compressed.decode_depth(cdr) if self.compressed else messages.decode_image(cdr)
 
     def index_at(self, stamp_ns: int) -> int:
         """Index of the frame with this very stamp.
@@ -199,10 +207,13 @@ class Episode:
 
     @cached_property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras with colour and depth in the bag."""
-        suffix = color_topic("")[1:]
-        names = [name[1 : -len(suffix)] for name in self.topics if name.endswith(suffix)]
-        return tuple(name for name in names if depth_topic(name) in self.topics)
+        """Names of the cameras with colour and depth in the bag, both raw or both compressed."""
+        found: dict[str, None] = {}
+        for color, depth in ((color_topic, depth_topic), (color_compressed_topic, depth_compressed_topic)):
+            suffix = color("")[1:]
+            names = [name[1 : -len(suffix)] for name in self.topics if name.endswith(suffix)]
+            found |= dict.fromkeys(name for name in names if depth(name) in self.topics)
+        return tuple(found)
 
     def frames(self, camera: str) -> CameraFrames:
         """The frames of a camera.

@@ -63,7 +63,7 @@ class McapFile:
         try:
             summary = make_reader(self._file).get_summary()
             if summary is None:
-                raise RecordError(f"{path} has no index; `clamp record --recover` writes one")
+                raise RecordError(f"{path} has no index; `clamp bag recover` writes one")
             self._chunks = summary.chunk_indexes
             self.topics = self._read_index(summary.channels, summary.schemas)
         except (McapError, struct.error, ValueError) as error:

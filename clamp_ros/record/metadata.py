@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,22 @@ from clamp_ros.contract.interfaces import TOPICS, Qos
 OUTCOMES = ("success", "failure", "unknown", "interrupted")
 METADATA_FILE = "metadata.yaml"
 _ROSBAG2_VERSION = 9
+_MAX_CALIBRATION = 100_000
 _INFINITE = {"sec": 9223372036, "nsec": 854775807}
+
+
+@lru_cache(maxsize=1)
+def software_version() -> str:
+    """The package's version and, in a git checkout, the commit: `0.1.0 (1a2b3c4-dirty)`."""
+    root = Path(clamp_ros.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # a folder, or a file in a worktree
+        return clamp_ros.__version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10.0, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return clamp_ros.__version__
+    return f"{clamp_ros.__version__} ({done.stdout.strip()})"
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,9 @@ class EpisodeMetadata:
         outcome: one of OUTCOMES.
         cameras: physical cameras whose images are in the bag.
         operator: who or what moved the arms: a person's name, `expert` or a policy's name.
-        software_version: of clamp_ros.
+        software_version: of clamp_ros, with the commit where it is known.
+        calibration: the configuration files in force, by name: their `sha256` and `content`.
+        audit: the recorder's verdict: `verdict` (good or poor), `problems` and the figures of each topic.
         extra: anything else, JSON values.
     """
 
@@ -39,7 +59,9 @@ class EpisodeMetadata:
     outcome: str = "unknown"
     cameras: tuple[str, ...] = ()
     operator: str = ""
-    software_version: str = clamp_ros.__version__
+    software_version: str = field(default_factory=software_version)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,6 +121,24 @@ def qos_profiles(topic: str) -> list[dict[str, Any]]:
             "avoid_ros_namespace_conventions": False,
         }
     ]
+
+
+def calibration(files: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """What `EpisodeMetadata.calibration` holds, of files as they are now.
+
+    Raises:
+        RecordError: a file cannot be read as text, or is too long to be a calibration.
+    """
+    found = {}
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(f"the calibration {path} cannot be read: {error}") from error
+        if len(text) > _MAX_CALIBRATION:
+            raise RecordError(f"the calibration {path} has {len(text)} characters, expected {_MAX_CALIBRATION} at most")
+        found[path.name] = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": text}
+    return found
 
 
 def bag_information(
@@ -165,7 +205,7 @@ def read_bag_information(directory: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         if any(directory.glob("*.mcap")):
-            hint = "was not finished (a crash or a full disk?); `clamp record --recover` makes it readable"
+            hint = "was not finished (a crash or a full disk?); `clamp bag recover` makes it readable"
         else:
             hint = "is not a bag: expected a directory with metadata.yaml and an .mcap file"
         raise RecordError(f"{directory} {hint}") from error

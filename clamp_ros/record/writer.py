@@ -7,6 +7,7 @@ always a whole episode. A crash leaves the `.partial` directory, which `clamp_ro
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import threading
@@ -71,6 +72,10 @@ class EpisodeWriter:
         self.path = Path(directory)
         self.metadata = metadata
         self.dropped = 0
+        self.taken_bytes = 0
+        """Of all messages taken so far."""
+        self.file_bytes = 0
+        """Of the file, up to its last whole chunk."""
         self._partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
         for existing in (self.path, self._partial):
             if existing.exists():
@@ -79,6 +84,7 @@ class EpisodeWriter:
         try:
             self._partial.mkdir(parents=True)
             self._file = self._growing.open("wb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # released by the kernel however this ends; `recover` asks for it
         except OSError as error:
             raise RecordError(f"cannot record to {self._partial}: {error}") from error
         self._writer = Writer(self._file, chunk_size=chunk_bytes, compression=COMPRESSIONS[compression])
@@ -130,6 +136,7 @@ class EpisodeWriter:
                 return False
             self._queue.append((topic, message_type, stamp_ns, cdr))
             self._queued_bytes += size
+            self.taken_bytes += size
             self._topics[topic] = TopicInfo(topic, message_type, info.hash, info.count + 1)
             self._start_ns = stamp_ns if self._start_ns is None else min(self._start_ns, stamp_ns)
             self._end_ns = max(self._end_ns, stamp_ns)
@@ -226,8 +233,10 @@ class EpisodeWriter:
                         self._state.notify_all()
                 if self._flush_s is not None and time.monotonic() - flushed >= self._flush_s:
                     self._writer.flush()
+                    self.file_bytes = self._file.tell()
                     flushed = time.monotonic()
         except Exception as error:  # whatever it is, the caller's thread raises it
+            self._close_file()
             with self._state:
                 self._error = error
                 self._queue.clear()
@@ -250,6 +259,9 @@ class EpisodeWriter:
             )
             self._channels[topic] = channel
         self._writer.add_message(channel, stamp_ns, cdr, stamp_ns)  # pyright: ignore[reportArgumentType]
+        if self._file.tell() != self.file_bytes:  # a chunk is whole: without its last bytes it would be worth nothing
+            self._file.flush()
+            self.file_bytes = self._file.tell()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -258,7 +270,7 @@ class EpisodeWriter:
     def _failure(self, error: Exception) -> str:
         return (
             f"recording of {self.path.name} failed: {error}; what reached the disk is in {self._partial},"
-            " `clamp record --recover` makes it readable"
+            " `clamp bag recover` makes it readable"
         )
 
     def _close_file(self) -> None:

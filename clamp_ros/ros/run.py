@@ -105,6 +105,10 @@ def ahead_of_clock_s(node: Node, stamp: int) -> float:
     return ahead * 1e-9 if now > 0 and ahead > FUTURE_TOLERANCE_NS else 0.0  # at 0, simulated time has not begun
 
 
+class NodeDone(Exception):  # noqa: N818 (it is no error)
+    """Raised by a callback of a node that has done its work: its process ends as after a stop that was asked for."""
+
+
 class Health:
     """A node's counters and gauges, published on /diagnostics once a second of wall time. Any thread may report.
 
@@ -255,8 +259,8 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
         args: the command line; sys.argv by default.
 
     Returns:
-        0 after a stop that was asked for; 2 after a `ClampError` or a bad command line, with its message in one line
-        on stderr. Any other error is a defect and keeps its traceback.
+        0 after a stop that was asked for, or a `NodeDone`; 2 after a `ClampError` or a bad command line, with its
+        message in one line on stderr. Any other error is a defect and keeps its traceback.
     """
     argv = list(sys.argv if args is None else args)
     program = Path(argv[0]).name if argv else "node"
@@ -271,7 +275,7 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     except ClampError as error:
         print(f"{program}: error: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
-    except ExternalShutdownException:
+    except (ExternalShutdownException, NodeDone):
         return 0
     finally:
         stop.close()

@@ -20,6 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from realsense_recording import COLOR, DEPTH, SERIAL, Lens, record, shots
 
+from clamp_ros.camera import rvl
 from clamp_ros.camera.camera_node import CameraNode, CameraNodeConfig
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import (
@@ -159,6 +160,17 @@ def test_compressed_topics_are_what_the_standard_transports_read(ros, recordings
     packed = bytes(depth.data)[struct.calcsize("iff") :]
     depth_mm = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_UNCHANGED)
     assert depth_mm is not None and depth_mm.dtype == np.uint16 and np.all(depth_mm == 250)
+
+
+def test_depth_by_rvl_is_what_the_cameras_see(ros, recordings):
+    rvl.decode(rvl.encode(np.zeros((1, 1), np.uint16)))  # compiled beforehand: that may take long on a busy machine
+    name = depth_compressed_topic(WRIST)
+    cell = Cell(ros, parameters(recordings, WRIST, compressed=True, depth_compression="rvl"), name)
+    cell.until(lambda: cell.heard[name], "compressed depth")
+    depth = cell.heard[name][0]
+    assert depth.format == "16UC1; compressedDepth rvl"
+    depth_mm = rvl.decode(np.frombuffer(bytes(depth.data)[struct.calcsize("iff") :], np.uint8))
+    assert depth_mm.shape == (COLOR.height, COLOR.width) and np.all(depth_mm == 250)
 
 
 def test_fusion_takes_what_the_cameras_send(ros, recordings):

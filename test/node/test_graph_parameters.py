@@ -107,6 +107,17 @@ def test_a_node_takes_what_the_graph_of_teleoperation_gives_it(ros, name):
             assert side.units().gripper.closed_raw == -0.0552, "the file lies over the defaults"
 
 
+@pytest.mark.parametrize("sim", ["true", "false"])
+@pytest.mark.parametrize("by", ["policy", "teleop", "replay"])
+def test_the_recorder_takes_what_the_graph_of_a_session_gives_it(ros, tmp_path, by, sim):
+    build_tiny_artifact(tmp_path / "policy")
+    made = graph.aloha_record({"sim": sim, "by": by, "policy": str(tmp_path / "policy"), "keep_s": "3"})
+    node = next(node for node in made if node.name == "recorder_node")
+    config = _declare(ros, "recorder_node", up.command(node)[3:])
+    assert config.keep_s == 3.0
+    assert len(config.calibration) == (0 if sim == "true" else 2)
+
+
 def test_there_are_parameter_files_to_test():
     assert {path.stem for path in CONFIGS} >= {"arms", "leaders", "sim_d435", "sim_delays"}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +18,12 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from clamp_ros import cli
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import (
     JOINT_STATES,
     RECORD_DISCARD,
+    RECORD_KEEP,
     RECORD_START,
     RECORD_STOP,
     TASK_STATE,
@@ -31,7 +35,8 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.record.episode import Episode
-from clamp_ros.record.recorder_node import RecorderNode, recorded_topics
+from clamp_ros.record.recorder_node import RecorderNode
+from clamp_ros.record.view import table
 from clamp_ros.ros.convert import camera_info_message, image_message, joint_state_message, transform_message
 from clamp_ros.ros.run import interface_type, qos_profile, subscribe
 
@@ -40,7 +45,7 @@ PINHOLE = Pinhole(424, 240, 300.0, 300.0, 211.5, 119.5)
 
 
 def recorder(ros, folder, **parameters):
-    values = {"folder": str(folder), "cameras": [CAMERA], "min_free_gb": 0.0, **parameters}
+    values = {"folder": str(folder), "cameras": [CAMERA], "min_free_gb": 0.0, "disk_check_s": 0.0, **parameters}
     overrides = [Parameter(name, value=value) for name, value in values.items()]
     return ros.add(RecorderNode(parameter_overrides=overrides))
 
@@ -83,7 +88,7 @@ def publish_all(source, i: int) -> None:
 def test_a_bag_holds_what_was_published_byte_for_byte(ros, source, tmp_path):
     node = recorder(ros, tmp_path, operator="Ada")
     heard: dict[str, list[bytes]] = {}  # by another subscriber: serialising again would differ in the padding
-    for topic in recorded_topics(node._config):
+    for topic in node.recorder.topics:
         if topic.name in source.send:
             subscribe(source, topic, heard.setdefault(topic.name, []).append, raw=True)
     static = interface_type(TF_STATIC.type)(
@@ -91,15 +96,15 @@ def test_a_bag_holds_what_was_published_byte_for_byte(ros, source, tmp_path):
     )
     source.send[TF_STATIC.name].publish(static)  # before the episode: a latched topic
     ros.spin_until(connected(source))
-    ros.spin_until(lambda: node._kept[TF_STATIC.name])
+    ros.spin_until(lambda: node.recorder._kept[TF_STATIC.name])
     publish_all(source, -1 % 1000)  # before the episode: not in the bag
-    ros.spin_until(lambda: node._task_state.get("i") == 999)
+    ros.spin_until(lambda: node.recorder.task_state.get("i") == 999)
     started = ros.call(source, Trigger, RECORD_START.name)
     assert started.success
     assert started.message.startswith(str(tmp_path / "mug_on_plate_"))
     for i in range(10):
         publish_all(source, i)
-        ros.spin_until(lambda i=i: node._writer.message_count >= 1 + 5 * (i + 1))
+        ros.spin_until(lambda i=i: node.recorder.messages >= 1 + 5 * (i + 1))
     stopped = ros.call(source, SetBool, RECORD_STOP.name, SetBool.Request(data=True))
     assert (stopped.success, stopped.message) == (True, started.message)
     with Reader(stopped.message) as reader:
@@ -150,23 +155,130 @@ def test_bad_parameters_name_the_nearest_good_one(ros, tmp_path, name, value, ex
         recorder(ros, tmp_path, **{name: value})
 
 
-def test_a_stopped_recorder_finishes_its_bag(ros, source, tmp_path):
+def test_the_last_seconds_are_kept_by_a_service(ros, source, tmp_path):
+    node = recorder(ros, tmp_path, task="demo", keep_s=60.0)
+    ros.spin_until(connected(source))
+    for i in range(3):
+        publish_all(source, i)
+    ros.spin_until(lambda: len(node.recorder._ring) >= 15)
+    kept = ros.call(source, Trigger, RECORD_KEEP.name)
+    assert kept.success, kept.message
+    ros.spin_until((Path(kept.message) / "metadata.yaml").is_file)
+    with Episode.open(kept.message) as episode:
+        assert len(episode.joint_states) == len(episode.frames(CAMERA)) == 3
+    assert ros.call(source, Trigger, RECORD_START.name).success
+    refused = ros.call(source, Trigger, RECORD_KEEP.name)
+    assert not refused.success
+    assert "is being recorded" in refused.message
+
+
+def listen(source) -> list[dict[str, str]]:
+    """What the recorder says on /diagnostics, from now on: its values, and `level` and `message`."""
+    said: list[dict[str, str]] = []
+
+    def hear(array) -> None:
+        for status in array.status:
+            if status.name == "recorder_node":
+                values = {value.key: value.value for value in status.values}
+                said.append({**values, "level": str(status.level[0]), "message": status.message})
+
+    array = interface_type("diagnostic_msgs/msg/DiagnosticArray")
+    source.create_subscription(array, "/diagnostics", hear, 10)
+    return said
+
+
+def test_rates_gaps_and_a_slow_disk_are_told_on_diagnostics_and_shown(ros, source, tmp_path):
+    shown: list[str] = []
+    overrides = {"folder": str(tmp_path), "cameras": [CAMERA], "min_free_gb": 0.0, "disk_check_s": 0.01}
+    node = ros.add(
+        RecorderNode(
+            lambda look: shown.append(table(look)),
+            parameter_overrides=[Parameter(name, value=value) for name, value in overrides.items()],
+        )
+    )
+    said = listen(source)
+    ros.spin_until(connected(source))
+    ros.spin_until(lambda: node.recorder.disk_bytes_s, what="the disk to be measured")
+    node.recorder.disk_bytes_s = 1.0
+    assert ros.call(source, Trigger, RECORD_START.name).success
+    ticks = iter(range(100_000))
+
+    def told() -> bool:
+        publish_all(source, next(ticks))
+        return any("messages will be dropped" in row["message"] for row in said)
+
+    ros.spin_until(told, 20.0)
+    assert any("Hz" in row.get(JOINT_STATES.name, "") for row in said)
+    assert any("WARNING: the topics send" in text and JOINT_STATES.name in text for text in shown)
+
+
+def start_process(folder, *more: str, **options) -> subprocess.Popen:
+    """A recorder of its own that records at once."""
     command = [sys.executable, "-m", "clamp_ros.record.recorder_node", "--ros-args", "-p", "auto_start:=true"]
-    command += ["-p", f"folder:={tmp_path}", "-p", f"cameras:=[{CAMERA}]", "-p", "min_free_gb:=0.0"]
-    with subprocess.Popen(command, env=os.environ) as process:
+    values = {"folder": folder, "cameras": f"[{CAMERA}]", "min_free_gb": 0.0, "disk_check_s": 0.0}
+    command += [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
+    return subprocess.Popen([*command, *more], env=os.environ, **options)
+
+
+def test_a_killed_recorder_leaves_a_bag_that_the_command_line_mends(ros, source, tmp_path, capsys):
+    with start_process(tmp_path, "-p", "flush_s:=0.1") as process:
+        ros.spin_until(connected(source), 30.0)
+        for i in range(5):
+            publish_all(source, i)
+        # so much reaches the disk without a stop: all but what the last tenth of a second brought
+        ros.spin_until(lambda: sum(f.stat().st_size for f in tmp_path.glob("*.partial/*.mcap")) > 5 * 305_000, 20.0)
+        process.kill()
+    assert cli.main(["bag", "recover", str(tmp_path)]) == 0
+    (bag,) = tmp_path.iterdir()
+    assert f"{bag}: " in capsys.readouterr().out
+    with Episode.open(bag) as episode:
+        assert episode.metadata.outcome == "interrupted"
+        assert len(episode.frames(CAMERA)) >= 4
+
+
+def test_a_full_disk_is_told_and_loses_the_last_chunk_only(ros, source, tmp_path, capsys):
+    """A limit on the file's size stands for the disk's: the kernel refuses to write on, in the middle of a chunk."""
+    limit = 3_000_000
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    with start_process(tmp_path, "-p", "flush_s:=0.1", preexec_fn=limited) as process:
+        said = listen(source)
+        ros.spin_until(connected(source), 30.0)
+        sent = 0
+
+        def full() -> bool:
+            nonlocal sent
+            if sent < 40:
+                publish_all(source, sent)
+                sent += 1
+            return any(row["level"] == "2" and "clamp bag recover" in row["message"] for row in said)
+
+        ros.spin_until(full, 30.0)
+        assert process.poll() is None, "the node lives, and says what is wrong"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    (partial,) = tmp_path.glob("*.partial")
+    (tmp_path / "other").mkdir()
+    assert cli.main(["bag", "recover", str(partial), "--to", str(tmp_path / "other")]) == 0
+    assert "its end is missing" in capsys.readouterr().out
+    (bag,) = (tmp_path / "other").iterdir()
+    with Episode.open(bag) as episode:
+        frames = episode.frames(CAMERA)
+        # a chunk is a tenth of a second or 4 MB: nearly all of the 3 MB are there, and no frame is torn
+        assert 1 <= len(frames) <= limit / 500_000
+        assert frames.color(len(frames) - 1).shape == (240, 424, 3)
+
+
+def test_a_stopped_recorder_finishes_its_bag(ros, source, tmp_path):
+    with start_process(tmp_path) as process:
         ros.spin_until(connected(source), 30.0)
         publish_all(source, 1)
         ros.spin_until(lambda: list(tmp_path.glob("*.partial/*.mcap")))
         # the diagnostics of a second report that the messages have been taken
-        reports = []
-        array = interface_type("diagnostic_msgs/msg/DiagnosticArray")
-        source.create_subscription(array, "/diagnostics", lambda m: reports.extend(m.status), 10)
-
-        def taken() -> bool:
-            values = [{v.key: v.value for v in s.values} for s in reports if s.name == "recorder_node"]
-            return any(int(v["messages"]) >= 5 for v in values)
-
-        ros.spin_until(taken)
+        said = listen(source)
+        ros.spin_until(lambda: any(int(row["messages"]) >= 5 for row in said))
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     (bag,) = tmp_path.iterdir()

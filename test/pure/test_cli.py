@@ -23,7 +23,16 @@ from clamp_ros import cli
         (["demos", "--task", "mug_on_plat", "--episodes", "1", "--out", "x"], "did you mean 'mug_on_plate'?"),
         (["demos", "--task", "mug_on_plate", "--episodes", "many", "--out", "x"], "many"),
         (["demos", "--task", "mug_on_plate", "--episodes", "1", "--out", "x", "--cameras", "front"], "front"),
-        (["record", "--recover", "/nowhere"], "is not an unfinished bag"),
+        (["bag", "recover", "/nowhere"], "is not an unfinished bag"),
+        (["bag", "recover", "."], "holds no unfinished bag"),
+        (["bag", "mend", "x"], "recover"),
+        (["replay", "/nowhere"], "is not a bag"),
+        (["replay", "/nowhere", "--sim"], "is not a bag"),
+        (["replay", "/nowhere", "--record", "x"], "--record needs --sim"),
+        (["record", "--keep", "5"], "--keep needs --services"),
+        (["up", "recrd", "sim:=true"], "did you mean 'record'?"),
+        (["up", "record", "sim:=true", "images:=compressed"], "images:=compressed needs the robot's cameras"),
+        (["up", "record", "sim:=true", "keep_s:=ten"], "expected a number of seconds"),
         (["info", "/nowhere"], "neither a policy"),
         (["up", "sim:=tru"], "expected one of true, false"),
         (["up", "simm:=true"], "did you mean 'sim'?"),
@@ -41,7 +50,7 @@ def test_a_mistake_is_named_in_one_line(words, expected, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["record", "demos", "eval", "info"])
+@pytest.mark.parametrize("command", ["record", "bag", "replay", "demos", "eval", "info"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])
@@ -54,6 +63,9 @@ def test_every_command_explains_itself(command, capsys):
 def test_up_lists_the_launch_arguments(capsys):
     assert cli.main(["up", "--help"]) == 0
     assert "sim:=false" in capsys.readouterr().out
+    assert cli.main(["up", "record", "--show-args"]) == 0
+    out = capsys.readouterr().out
+    assert "keep_s:=5" in out and "aloha_record.launch.py" in out
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
@@ -65,7 +77,7 @@ heavy = {"numpy", "mujoco", "torch", "rclpy", "onnxruntime", "numba", "cv2"} & s
 assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("up", "demo", "record", "demos", "eval", "info", "train"):
+    for command in ("up", "demo", "record", "bag", "replay", "demos", "eval", "info", "train"):
         assert f"\n    {command} " in out
 
 
@@ -100,3 +112,5 @@ def test_info_audits_bags_and_answers_with_the_exit_code(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "2 bags" in out
     assert "bad: /joint_commands is missing" in out
+    assert cli.main(["bag", "audit", str(tmp_path / "good"), str(tmp_path / "bad")]) == 1
+    assert capsys.readouterr().out.count("verdict:") == 2

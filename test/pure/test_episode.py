@@ -41,7 +41,7 @@ from clamp_ros.record import messages
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode
 from clamp_ros.record.metadata import qos_profiles
-from clamp_ros.record.recover import recover
+from clamp_ros.record.recover import recover, unfinished
 from clamp_ros.record.writer import EpisodeWriter
 
 
@@ -210,7 +210,7 @@ def test_a_killed_writer_leaves_a_bag_that_can_be_recovered(tmp_path):
         assert process.stdout.readline() == b"written\n"
         os.kill(process.pid, signal.SIGKILL)
     assert [p.name for p in tmp_path.iterdir()] == ["bag.partial"]
-    with pytest.raises(RecordError, match="--recover"):
+    with pytest.raises(RecordError, match="clamp bag recover"):
         Episode.open(tmp_path / "bag.partial")
     recovery = recover(tmp_path / "bag.partial")
     assert recovery.truncated
@@ -221,6 +221,26 @@ def test_a_killed_writer_leaves_a_bag_that_can_be_recovered(tmp_path):
         got = episode.joint_states
         assert len(got) > TICKS // 2  # all but the chunk in progress and what Python had not handed to the kernel
         assert np.array_equal(got.positions, [joints_at(t) for t in range(len(got))])
+
+
+def test_a_bag_that_is_being_written_is_left_alone(tmp_path):
+    writer = EpisodeWriter(tmp_path / "bag", METADATA)
+    write_episode(writer)
+    with pytest.raises(RecordError, match="is still being written"):
+        recover(tmp_path / "bag.partial")
+    assert [p.name for p in tmp_path.iterdir()] == ["bag.partial"]
+    with Reader(writer.close("success")) as reader:
+        assert reader.message_count
+
+
+def test_a_folder_stands_for_every_unfinished_bag_in_it(tmp_path):
+    for name in ("a", "b", "c"):
+        make_bag(tmp_path / name)
+    (tmp_path / "a").rename(tmp_path / "a.partial")
+    (tmp_path / "b").rename(tmp_path / "b.crashed")
+    assert unfinished([tmp_path, tmp_path / "x.partial"]) == [tmp_path / f"{n}.partial" for n in ("a", "b", "x")]
+    with pytest.raises(RecordError, match="holds no unfinished bag"):
+        unfinished([Path(__file__).parent])
 
 
 def test_an_interrupted_recovery_can_be_repeated(tmp_path):

@@ -97,6 +97,30 @@ def test_teleoperation_needs_no_policy_and_hands_the_arms_back_to_nobody():
     assert robot["teleop_node"].parameters["record"] is False
 
 
+def test_a_recording_session_is_moved_by_the_policy_a_person_or_a_bag(policy, tmp_path):
+    def made(**given: str) -> dict[str, graph.Node]:
+        return {node.name: node for node in graph.aloha_record({"policy": policy, **given})}
+
+    by_policy = made(sim="true", keep_s="7.5", compression="zstd")
+    assert list(by_policy) == ["mujoco_node", "fusion_node", "policy_node", "control_node", "recorder_node"]
+    recorder = by_policy["recorder_node"].parameters
+    assert (recorder["keep_s"], recorder["compression"], recorder["use_sim_time"]) == (7.5, "zstd", True)
+    assert recorder["operator"] and "calibration" not in recorder
+    assert made(sim="true", operator="Ada")["recorder_node"].parameters["operator"] == "Ada"
+    by_person = made(sim="true", by="teleop")
+    assert list(by_person) == ["mujoco_node", "control_node", "teleop_node", "recorder_node"]
+    assert by_person["teleop_node"].parameters["record"] is True
+    by_bag = made(sim="true", by="replay", cameras="wrist_left")
+    assert list(by_bag) == ["mujoco_node", "control_node", "recorder_node"]
+    assert by_bag["control_node"].parameters["source"] == "replay"
+    assert by_bag["recorder_node"].parameters["cameras"] == ["wrist_left"]
+    robot = made(by="replay", images="compressed")
+    assert list(robot) == ["camera_node", "arm_node", "control_node", "recorder_node"]
+    assert robot["camera_node"].parameters["compressed"] is True
+    config = share_folder() / "config"
+    assert robot["recorder_node"].parameters["calibration"] == [str(config / f"{n}.yaml") for n in ("cameras", "arms")]
+
+
 def test_the_tasks_offered_are_those_of_the_simulation():
     assert next(a for a in graph.ARGUMENTS if a.name == "task").choices == TASK_NAMES == tuple(TASKS)
 

@@ -55,11 +55,11 @@ def _load(name: str, path: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=["aloha_policy", "aloha_teleop"])
+@pytest.fixture(params=[f"aloha_{name}" for name in graph.GRAPHS])
 def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
     """A launch file's entities, and the arguments and the graph that it is about."""
     path = share_folder() / "launch" / f"{request.param}.launch.py"
-    arguments = {"aloha_policy": graph.ARGUMENTS, "aloha_teleop": graph.TELEOP_ARGUMENTS}[request.param]
+    arguments = graph.GRAPHS[request.param.removeprefix("aloha_")][0]
     entities = _load(f"{request.param}_launch", path, monkeypatch).generate_launch_description().args[0]
     return entities, arguments, getattr(graph, request.param)
 
@@ -87,11 +87,13 @@ def test_every_argument_is_declared_with_its_default_text_and_choices(launched):
     assert declared == [(a.name, a.default, a.doc, list(a.choices) or None) for a in arguments]
 
 
-@pytest.mark.parametrize("extra", [{}, {"record": "true", "cameras": "front_left"}])
+@pytest.mark.parametrize("extra", [{"record": "false"}, {"record": "true", "cameras": "front_left"}])
 def test_launch_and_clamp_start_the_nodes_of_the_graph(launched, policy, extra):
     entities, arguments, make = launched
-    policies = {"policy": policy, "config": "sim_delays", "takeover": "true"} if make is graph.aloha_policy else {}
+    policies = {"policy": policy, "config": "sim_delays", "takeover": "true"} if make is not graph.aloha_teleop else {}
     given = {"sim": "true", **policies, **extra}
+    if make is graph.aloha_record:  # it always does
+        del given["record"]
     nodes = make(given)
     actions = entities[-1].kwargs["function"](_context(given, arguments))
     for node, action in zip(nodes, actions, strict=True):
@@ -104,6 +106,11 @@ def test_launch_and_clamp_start_the_nodes_of_the_graph(launched, policy, extra):
         executable = (share_folder() / "scripts" / "nodes" / node.name).read_text()
         assert f"from {node.module} import main" in executable, "ros2 run and clamp up would start different things"
     assert [node.name for node in up.Runner(nodes).nodes] == [node.name for node in nodes]
+
+
+def test_every_launch_file_has_a_graph_and_every_graph_a_launch_file():
+    names = {path.name for path in (share_folder() / "launch").glob("*.launch.py")}
+    assert names == {f"aloha_{name}.launch.py" for name in graph.GRAPHS}
 
 
 def test_an_unknown_argument_on_the_command_line_of_launch_is_refused(launched):
