@@ -37,7 +37,7 @@ _ARM_UPPER = (3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, 0.037)
 # 131 Dynamixel velocity units of 0.229 rpm: the profile limit ALOHA 2 runs its arms with. The gripper's is in m/s.
 _ARM_VELOCITY = (3.1416, 3.1416, 3.1416, 3.1416, 3.1416, 3.1416, 0.25)
 # Stall torque of a joint's motors over the inertia that they turn with the arm stretched out (Menagerie's): what it can
-# do in any pose. Wrist and gripper could do more: their figures are the forearm's, and 25 ms to the gripper's full speed.
+# do in any pose. Wrist and gripper could do more: they have the forearm's figure, and 25 ms to full speed.
 _ARM_ACCELERATION = (14.7, 19.0, 36.0, 60.0, 60.0, 60.0, 10.0)
 # Stall torque at 12 V of XM540-W270 (two at shoulder and elbow) and XM430-W350, ROBOTIS e-manual; of the gripper, force
 # on a finger at 0.035 m of travel a radian.
