@@ -61,6 +61,7 @@ class Node:
         remaps: topic or service name to another.
         files: ROS parameter files laid over `parameters`.
         restart: started again when it dies, at most `RESTARTS` times; else its death ends the system.
+        takes_stop: `ESTOP_SIGNAL` is its emergency stop.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Node:
     remaps: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     restart: bool = False
+    takes_stop: bool = False
 
     def restarts(self, exit_code: int, deaths: int) -> bool:
         """Whether it is started again after dying for the `deaths`-th time, the last one with `exit_code`."""
@@ -91,6 +93,7 @@ ARGUMENTS = (
     Argument("camera_config", "cameras", "the robot's cameras: a ROS parameter file, or the name of one in "
                                          "share/clamp_ros/config; sim:=false"),
     Argument("arm_config", "arms", "the robot's arms: a file as for camera_config; sim:=false"),
+    Argument("safety_config", "safety", "limits of the safety gate: a file as for camera_config"),
     Argument("config", "", "ROS parameter file laid over everything here, keyed by node name; a path, or the name of "
                            "one in share/clamp_ros/config"),
 )
@@ -146,8 +149,9 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
             parameters={**clock, "artifact": folder, "enabled": enabled, **matching, **_replanning(values)},
         ),
         Node(
-            "control_node", "clamp_ros.control.control_node", files=files,
-            parameters={**clock, "mode": values["control"]},
+            "control_node", "clamp_ros.control.control_node", takes_stop=True,
+            files=(*_parameter_files("safety_config", values["safety_config"]), *files),
+            parameters={**clock, "mode": values["control"], **({} if sim else {"alive.required": ["arm_node"]})},
         ),
     ]
     if values["record"] == "true":

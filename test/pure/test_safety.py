@@ -113,10 +113,10 @@ def test_no_target_brings_the_arms_out_of_their_space(targets: list[Any]) -> Non
     gate, clearance, workspace, now = SafetyGate(FAST), Clearance(), Workspace(), 0
     gate.check(None, now, REST_POSE)
     command = REST_POSE
-    for target, ticks, given in targets:
+    for target, ticks, wanted in targets:
         for _ in range(ticks):
             now += T
-            result = gate.check(target if given else None, now, command).command
+            result = gate.check(target if wanted else None, now, command).command
             assert result is not None
             command = result
             assert clearance.shortfalls(command).max() < 1e-3
