@@ -121,9 +121,8 @@ class SafetyGate:
         self._config = config = config or SafetyConfig()
         self._jump = np.full(NUM_JOINTS, config.max_jump_rad)
         self._jump[_GRIPPERS] = np.inf  # a gripper's whole travel is a target like any other
-        self._bounds: list[Workspace | Clearance] = [Workspace(config.workspace)]
-        if config.clearance.enabled:
-            self._bounds.append(Clearance(config.clearance))
+        clearance = [Clearance(config.clearance)] if config.clearance.enabled else []
+        self._bounds: list[Clearance | Workspace] = [*clearance, Workspace(config.workspace)]
         self._following = Following(config.following)
         self._stop_reason: str | None = None
         self._checked_ns = 0
@@ -267,7 +266,8 @@ class SafetyGate:
         share = config.startup_fraction + ramp * (1.0 - config.startup_fraction)
         target = np.clip(wanted, LOWER_LIMITS, UPPER_LIMITS)
         step = limiter.follow(target, self._drift(target, now_ns), elapsed_ns / 1e9, share)
-        self._blocked = self._refusal(limiter, step)
+        # once refused, the target itself has to leave: else the arms would creep on, a try after another
+        self._blocked = self._refusal(limiter, step, target if self._blocked else None)
         if self._blocked:
             return self._hold(limiter, limiter.brake(elapsed_ns / 1e9), State.HOLDING, self._blocked, elapsed_ns)
         self._target = target, now_ns
@@ -283,16 +283,20 @@ class SafetyGate:
             return _STANDING
         return (target - self._target[0]) / ((now_ns - self._target[1]) / 1e9)
 
-    def _refusal(self, limiter: Limiter, step: Step) -> str:
-        """Why a step must not be taken, or empty: it, or braking after it, would leave the bounds further than now."""
+    def _refusal(self, limiter: Limiter, step: Step, target: NDArray[np.float64] | None = None) -> str:
+        """Why a step must not be taken, or empty: it, or braking after it, would leave the bounds further than now.
+
+        So would its target, where that is given.
+        """
         here, stop = limiter.step.position, limiter.stop_after(step)
         if np.array_equal(step.position, here) and np.array_equal(stop, here):
             return ""
         if self._shortfalls is None:
             self._shortfalls = [bound.shortfalls(here) for bound in self._bounds]
         reached = [bound.shortfalls(step.position) for bound in self._bounds]
+        poses = (step.position, 0.5 * (step.position + stop), stop, *(() if target is None else (target,)))
         for bound, now, soon in zip(self._bounds, self._shortfalls, reached, strict=True):
-            for pose in (step.position, 0.5 * (step.position + stop), stop):
+            for pose in poses:
                 nearer = (soon if pose is step.position else bound.shortfalls(pose)) - now
                 if nearer.max() > _NEARER_M:
                     return bound.says(pose, int(nearer.argmax()))
