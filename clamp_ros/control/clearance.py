@@ -43,8 +43,9 @@ class ClearanceConfig:
         0.001, "from the fingers to the table: they take things from it", unit="m", minimum=-0.01, maximum=0.2
     )
     arm_self_m: float = param(
-        0.0, "between links of one arm that no joint joins", unit="m", minimum=-0.01, maximum=0.2
-    )
+        -0.005, "between links of one arm that no joint joins; leaning back, experts pass at 3 mm", unit="m",
+        minimum=-0.02, maximum=0.2,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
