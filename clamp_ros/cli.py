@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_record, _add_bag, _add_replay, _add_demos, _add_eval, _add_info):
+    for add in (_add_stop, _add_record, _add_bag, _add_replay, _add_demos, _add_eval, _add_info):
         add(commands)
     return parser
 
@@ -129,6 +129,22 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""
+
+
+def _add_stop(commands: Any) -> None:
+    parser = _command(
+        commands, "stop", "emergency stop of a running system: the arms hold until it is released", _run_stop,
+        "In the terminal of `clamp up`, the space bar does the same at once.",
+    )  # fmt: skip
+    parser.add_argument("--release", action="store_true", help="leave the stop; the policy may act again")
+
+
+def _run_stop(args: argparse.Namespace) -> int:
+    from clamp_ros.bringup.stop import stop
+
+    done, text = stop(args.release)
+    print(text, file=sys.stdout if done else sys.stderr)
+    return 0 if done else EXIT_PROBLEM
 
 
 def _add_record(commands: Any) -> None:

@@ -18,7 +18,7 @@ from clamp_ros.contract.errors import SimulationError
 from clamp_ros.contract.observation import ActionChunk, Observation, RgbdFrame
 from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, CONTROL_PERIOD_NS, CONTROL_RATE_HZ
 from clamp_ros.control.chunks import MODES, ChunkExecutor
-from clamp_ros.control.safety import SafetyGate
+from clamp_ros.control.safety import SafetyGate, State
 from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.policy.artifact import Artifact
@@ -158,7 +158,7 @@ class Rollout:
             result = gate.check(due.action, now_ns, joints, reason=due.reason)
             if result.command is None:
                 raise SimulationError(f"the safety gate gives no command: {result.reason}")
-            held += due.action is None and chunks > 0
+            held += result.state is not State.RUNNING and chunks > 0
             assembler.add_command(now_ns, result.command)
             world.step(result.command)
             tick += 1

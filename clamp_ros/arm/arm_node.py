@@ -27,6 +27,8 @@ from clamp_ros.contract.interfaces import (
     ARMS_SLEEP,
     ARMS_STATUS,
     ARMS_TORQUE,
+    CONTROL_RESET,
+    CONTROL_STATUS,
     JOINT_COMMANDS,
     JOINT_STATES,
     gripper_frame,
@@ -63,7 +65,9 @@ class ArmNode(Node):
         self._arms = Arms(self._config, lambda: self.get_clock().now().nanoseconds, self._on_sample, self._on_state)
         self._on_state(self._arms.state, self._arms.reason)
         self._publisher = NewestWorker(self._publish)
+        self._stopped = False
         subscribe(self, JOINT_COMMANDS, self._on_command)
+        subscribe(self, CONTROL_STATUS, self._on_control)
         serve(self, ARMS_TORQUE, self._on_torque)
         serve(self, ARMS_REBOOT, self._on_reboot)
         serve(self, ARMS_HOME, lambda _, response: self._move("home", response))
@@ -123,6 +127,12 @@ class ArmNode(Node):
         else:
             self._health.count("ignored_commands")  # the state says why
 
+    def _on_control(self, message: DiagnosticStatus) -> None:
+        """The emergency stop is for the arms' own motions, too."""
+        self._stopped = any(value.key == "state" and value.value == "stopped" for value in message.values)
+        if self._stopped:
+            self._arms.stop("emergency stop")
+
     def _on_torque(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         def torque() -> str:
             self._arms.torque(request.data)
@@ -138,7 +148,12 @@ class ArmNode(Node):
         return self._answer(reboot, response)
 
     def _move(self, pose: str, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(lambda: f"going {pose}: {self._arms.move(pose):.1f} s", response)
+        def move() -> str:
+            if self._stopped:
+                raise ArmError(f"the emergency stop is latched: release it by {CONTROL_RESET.name} first")
+            return f"going {pose}: {self._arms.move(pose):.1f} s"
+
+        return self._answer(move, response)
 
     def _answer(self, request: Callable[[], str], response: Any) -> Any:
         try:

@@ -34,6 +34,7 @@ from clamp_ros.contract.robot import (
     NUM_JOINTS,
     UPPER_LIMITS,
 )
+from clamp_ros.control.clearance import Clearance, ClearanceConfig
 
 _MARGIN = 1e-6
 _OBSTRUCTED_RAD = 0.35
@@ -75,6 +76,7 @@ class ArmsConfig:
     realtime_priority: int = param(
         25, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
     )
+    clearance: ClearanceConfig = field(default_factory=ClearanceConfig)
     hot_c: int = param(65, "a motor hotter than this is warned of; at 80 it lets go", unit="C", minimum=30, maximum=80)
 
     def __post_init__(self) -> None:
@@ -138,6 +140,7 @@ class Arms:
             on_state: called when the state or its reason changes, in any thread; must not wait.
         """
         self._config = config
+        self._clearance = Clearance(config.clearance) if config.clearance.enabled else None
         self._now_ns = now_ns
         self._on_sample, self._on_state = on_sample, on_state
         self._sides = {
@@ -242,20 +245,39 @@ class Arms:
     def move(self, pose: str) -> float:
         """Begins the motion "home" or "sleep", grippers as they are; returns how many seconds it takes.
 
+        The way is straight in joint space. It is looked at before anything moves, while the arms hold.
+
         Raises:
-            ArmError: the arms are limp, in fault, or already moving.
+            ArmError: the arms are limp, in fault, already moving or stopped, or something is in the way.
         """
-        now_s = time.monotonic()
+        looking = f"looking at the way {pose}"
         with self._lock:
             if self._state not in (State.HOLDING, State.FOLLOWING):
                 raise ArmError(f"the arms are {self._state.value} ({self._reason}): they cannot go {pose}")
             start = self._goals()
-            end = start.copy()
-            end[_IS_ARM] = np.tile(HOME_RAD if pose == "home" else SLEEP_RAD, len(ARMS))
-            self._motion = Motion.between(start, end, now_s, self._config.speed_rad_s)
-            self._target = None
+            self._motion = Motion(start, start, time.monotonic(), _REQUEST_S)  # stays, and takes no commands
+            self._enter(State.MOVING, looking)
+        end = start.copy()
+        end[_IS_ARM] = np.tile(HOME_RAD if pose == "home" else SLEEP_RAD, len(ARMS))
+        blocked = self._clearance.refuses_path(start, end) if self._clearance is not None else None
+        with self._lock:
+            if (self._state, self._reason) != (State.MOVING, looking):
+                raise ArmError(f"the arms are {self._state.value} ({self._reason}) by now: they do not go {pose}")
+            if blocked is not None:
+                self._enter(State.HOLDING, "")
+                raise ArmError(
+                    f"the way {pose} is not free: {blocked}. Bring the arms to where it is, by teleoperation or by "
+                    "hand without torque, and ask again"
+                )
+            self._motion = Motion.between(start, end, time.monotonic(), self._config.speed_rad_s)
             self._enter(State.MOVING, f"going {pose}")
             return self._motion.duration_s
+
+    def stop(self, reason: str) -> None:
+        """Stops home or sleep where they are. Commands need no stop: the safety gate's own brakes them."""
+        with self._lock:
+            if self._state is State.MOVING:
+                self._enter(State.HOLDING, reason)
 
     def close(self) -> None:
         """Ends as the parameter `at_exit` says, within a deadline, and lets the buses go."""

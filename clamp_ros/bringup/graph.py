@@ -62,6 +62,7 @@ class Node:
         remaps: topic or service name to another.
         files: ROS parameter files laid over `parameters`.
         restart: started again when it dies, at most `RESTARTS` times; else its death ends the system.
+        takes_stop: `ESTOP_SIGNAL` is its emergency stop.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Node:
     remaps: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     restart: bool = False
+    takes_stop: bool = False
 
     def restarts(self, exit_code: int, deaths: int) -> bool:
         """Whether it is started again after dying for the `deaths`-th time, the last one with `exit_code`."""
@@ -95,13 +97,14 @@ ARGUMENTS = (
     Argument("takeover", "false", "run teleoperation beside the policy, so that a person can take over", _SWITCH),
     Argument("leaders", "/dev/ttyDXL_leader", "the leader arms' ports, without _left and _right"),
     Argument("leader_config", "leaders", "the leader arms: a file as for camera_config"),
+    Argument("safety_config", "safety", "limits of the safety gate: a file as for camera_config"),
     Argument("config", "", "ROS parameter file laid over everything here, keyed by node name; a path, or the name of "
                            "one in share/clamp_ros/config"),
 )
 """The arguments of the policy's graph."""
 
 _SHARED = ("sim", "seed", "robot_model", "record", "record_to", "camera_config", "arm_config", "leaders",
-           "leader_config", "config")
+           "leader_config", "safety_config", "config")
 TELEOP_ARGUMENTS = (
     Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
     Argument("cameras", "front_left,back_right", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated"),
@@ -171,10 +174,7 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
             "policy_node", "clamp_ros.policy.policy_node", files=files, restart=True,
             parameters={**clock, "artifact": folder, "enabled": enabled, **matching, **_replanning(values)},
         ),
-        Node(
-            "control_node", "clamp_ros.control.control_node", files=files,
-            parameters={**clock, "mode": values["control"]},
-        ),
+        _control(values, files, {**clock, "mode": values["control"]}),
     ]
     if values["takeover"] == "true":
         nodes.append(_teleop(values, files, clock))
@@ -200,9 +200,7 @@ def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
     clock = {"use_sim_time": True} if sim else {}
     nodes = [
         *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
-        Node(
-            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "teleop"},
-        ),
+        _control(values, files, {**clock, "source": "teleop"}),
         _teleop(values, files, {**clock, "hand_back": "teleop", "record": record}),
     ]  # fmt: skip
     if record:
@@ -247,9 +245,7 @@ def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
     clock = {"use_sim_time": True} if sim else {}
     nodes = (
         *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
-        Node(
-            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "replay"},
-        ),
+        _control(values, files, {**clock, "source": "replay"}),
         _recorder(values, files, {**clock, "cameras": cameras}),
     )  # fmt: skip
     _check_sections(files, nodes)
@@ -262,6 +258,16 @@ GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tupl
     "record": (RECORD_ARGUMENTS, aloha_record),
 }
 """Every graph, for launch/aloha_NAME.launch.py and `clamp up NAME`: its arguments, and what makes its nodes."""
+
+
+def _control(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
+    """The death of the robot's arms is an emergency stop; the simulation's ends the system."""
+    safety_files = _parameter_files("safety_config", values["safety_config"])
+    required = {} if values["sim"] == "true" else {"alive.required": ["arm_node"]}
+    return Node(
+        "control_node", "clamp_ros.control.control_node", files=(*safety_files, *files), takes_stop=True,
+        parameters={**parameters, **required},
+    )  # fmt: skip
 
 
 def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:

@@ -9,10 +9,8 @@ import contextlib
 import os
 import select
 import sys
-import termios
 import threading
 import time
-import tty
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +20,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
+from clamp_ros.bringup.up import single_keys
 from clamp_ros.contract.interfaces import (
     CONTROL_ESTOP,
     CONTROL_RESET,
@@ -107,20 +106,6 @@ class Keys:
         self._say(f"teleoperation: {message.message}")
 
 
-@contextlib.contextmanager
-def _single_keys(descriptor: int) -> Iterator[None]:
-    """Has a terminal hand over each key at once, without showing it."""
-    if not os.isatty(descriptor):
-        yield
-        return
-    before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
 def run(descriptor: int, stop: threading.Event, say: Callable[[str], None]) -> None:
     """Reads keys and calls services until q, the end of the input, or `stop`; ROS has to be there.
 
@@ -131,7 +116,7 @@ def run(descriptor: int, stop: threading.Event, say: Callable[[str], None]) -> N
     """
     node = Node("clamp_keys")
     try:
-        with SingleThreadedExecutor() as executor, _single_keys(descriptor):
+        with SingleThreadedExecutor() as executor, single_keys(descriptor if os.isatty(descriptor) else None):
             executor.add_node(node)
             keys = Keys(node, say)
             say(HELP)

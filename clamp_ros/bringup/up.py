@@ -16,13 +16,16 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
 
 from clamp_ros.bringup.graph import EXIT_CONFIGURATION, GRAPHS, RESTART_DELAY_S, RESTARTS, Argument, Node
 from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.interfaces import ESTOP_SIGNAL
 from clamp_ros.ros import environment, messages
 
 GRACE_S = 10.0
@@ -111,7 +114,8 @@ def up(
     environment.prepare()
     messages.ensure()
     with beside():
-        return Runner(nodes).run()
+        # what goes on beside reads the terminal's keys itself
+        return Runner(nodes, terminal=_own_terminal() if beside is contextlib.nullcontext else None).run()
 
 
 @dataclass
@@ -131,9 +135,16 @@ class Runner:
         nodes: what it runs.
     """
 
-    def __init__(self, nodes: Sequence[Node], output: TextIO | None = None) -> None:
-        """Prepares to run `nodes`, logging to `output`, by default standard output."""
+    def __init__(self, nodes: Sequence[Node], output: TextIO | None = None, terminal: int | None = None) -> None:
+        """Prepares to run `nodes`, logging to `output`, by default standard output.
+
+        Args:
+            nodes: what to run.
+            output: takes the log.
+            terminal: descriptor of the one whose space bar is the emergency stop, if any.
+        """
         self.nodes = tuple(nodes)
+        self._terminal = terminal
         self._output = output or sys.stdout
         self._color = self._output.isatty() and "NO_COLOR" not in os.environ
         self._prefixes = self._make_prefixes()
@@ -146,8 +157,11 @@ class Runner:
 
     def run(self) -> int:
         """Starts every node, and returns the exit code once all have ended."""
-        with _signals() as wakeup:
+        with _signals() as wakeup, single_keys(self._terminal):
             self._selector.register(wakeup, selectors.EVENT_READ, None)
+            if self._terminal is not None:
+                self._selector.register(self._terminal, selectors.EVENT_READ, self._terminal)
+                self._say("space bar: emergency stop, until `clamp stop --release`")
             try:
                 for node in self.nodes:
                     self._start(node, 0)
@@ -160,7 +174,9 @@ class Runner:
 
     def _step(self, wakeup: socket.socket) -> None:
         for key, _ in self._selector.select(self._timeout()):
-            if key.data is None:
+            if key.data is self._terminal and key.data is not None:
+                self._hear(key.data)
+            elif key.data is None:
                 self._stop(signal.Signals(wakeup.recv(1)[0]))
             elif key.fd == key.data.pidfd:
                 self._end(key.data)
@@ -245,6 +261,19 @@ class Runner:
         for process in self._processes.values():
             process.popen.send_signal(number)
 
+    def _hear(self, terminal: int) -> None:
+        """A key was pressed: the space bar stops the arms at once."""
+        if os.tcgetpgrp(terminal) != os.getpgrp():
+            return  # in the background, keys are another's
+        keys = os.read(terminal, 64)
+        if not keys:
+            self._selector.unregister(terminal)
+        elif b" " in keys:
+            for process in self._processes.values():
+                if process.node.takes_stop:
+                    process.popen.send_signal(ESTOP_SIGNAL)
+                    self._say(f"emergency stop sent to {process.node.name}; `clamp stop --release` leaves it")
+
     def _kill(self) -> None:
         self._stopping, self._kill_at = True, None
         for process in self._processes.values():
@@ -283,6 +312,33 @@ def _signals() -> Iterator[socket.socket]:
             signal.signal(number, handler)
 
 
+def _own_terminal() -> int | None:
+    """Standard input, if it is a terminal and its keys are meant for us."""
+    terminal = sys.stdin.fileno()
+    try:
+        return terminal if os.tcgetpgrp(terminal) == os.getpgrp() else None
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def single_keys(terminal: int | None) -> Iterator[None]:
+    """Has a terminal hand over each key at once, without showing it; Ctrl-C stays what it is."""
+    if terminal is None:
+        yield
+        return
+    before = termios.tcgetattr(terminal)
+    tty.setcbreak(terminal)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
 def die_with_parent() -> None:
-    """In the child: SIGTERM when this process dies, however it dies, so that no node is left without supervision."""
+    """In the child: SIGTERM when this process dies, however it dies, so that no node is left without supervision.
+
+    A key's signal waits until the node is ready for it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {ESTOP_SIGNAL})
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

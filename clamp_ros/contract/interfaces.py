@@ -5,6 +5,7 @@ Nodes, recorder, bringup, documentation and tests all read it; no topic name sta
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from enum import Enum
 
@@ -149,6 +150,9 @@ TOPICS: tuple[Topic, ...] = (
     ),
     ARMS_STATUS, CONTROL_SOURCE, TELEOP_TARGETS, REPLAY_TARGETS, LEADER_STATES, TELEOP_STATUS,
 )
+
+ESTOP_SIGNAL = signal.SIGUSR1
+"""The emergency stop by key: `clamp up` sends it to the control node, whose process needs no network to hear it."""
 
 _BY_NAME = {row.name: row for row in TOPICS}
 

@@ -36,6 +36,12 @@ _ARM_LOWER = (-3.14158, -1.85005, -1.76278, -3.14158, -1.8675, -3.14158, 0.002)
 _ARM_UPPER = (3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, 0.037)
 # 131 Dynamixel velocity units of 0.229 rpm: the profile limit ALOHA 2 runs its arms with. The gripper's is in m/s.
 _ARM_VELOCITY = (3.1416, 3.1416, 3.1416, 3.1416, 3.1416, 3.1416, 0.25)
+# Stall torque of a joint's motors over the inertia that they turn with the arm stretched out (Menagerie's): what it can
+# do in any pose. Wrist and gripper could do more: they have the forearm's figure, and 25 ms to full speed.
+_ARM_ACCELERATION = (14.7, 19.0, 36.0, 60.0, 60.0, 60.0, 10.0)
+# Stall torque at 12 V of XM540-W270 (two at shoulder and elbow) and XM430-W350, ROBOTIS e-manual; of the gripper, force
+# on a finger at 0.035 m of travel a radian.
+_ARM_EFFORT = (10.6, 21.2, 21.2, 10.6, 10.6, 4.1, 117.0)
 _ARM_REST = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.0084)
 
 
@@ -49,6 +55,10 @@ LOWER_LIMITS = _frozen(_ARM_LOWER * 2)
 UPPER_LIMITS = _frozen(_ARM_UPPER * 2)
 VELOCITY_LIMITS = _frozen(_ARM_VELOCITY * 2)
 """Largest speed of each joint, rad/s for arm joints and m/s for grippers."""
+ACCELERATION_LIMITS = _frozen(_ARM_ACCELERATION * 2)
+"""Largest change of each joint's commanded speed, rad/s^2 and, for grippers, m/s^2."""
+EFFORT_LIMITS = _frozen(_ARM_EFFORT * 2)
+"""The most that a joint's motors can do, N m and, for grippers, N."""
 REST_POSE = _frozen(_ARM_REST * 2)
 
 

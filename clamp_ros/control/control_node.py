@@ -5,20 +5,24 @@ The targets are the policy's action chunks, or those of a person or a recording 
 
 It shares its process with nothing. Until the arms have been measured it sends nothing; from then on it sends a command
 every tick, whatever fails: the action that is due, or the command before. /control/status and the log say which, and
-why. It runs on ROS time, so with use_sim_time it follows /clock.
+why. It runs on ROS time, so with use_sim_time it follows /clock. The emergency stop comes by service, by the signal of
+`clamp up`'s space bar, and by the silence of a required node.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import JumpThreshold
+from rclpy.clock import Clock, JumpThreshold
+from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -37,17 +41,26 @@ from clamp_ros.contract.interfaces import (
     CONTROL_RESET,
     CONTROL_SOURCE,
     CONTROL_STATUS,
+    DIAGNOSTICS,
+    ESTOP_SIGNAL,
     JOINT_COMMANDS,
     JOINT_STATES,
     REPLAY_TARGETS,
     TELEOP_TARGETS,
 )
 from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
+from clamp_ros.control.alive import AliveConfig, Heartbeats
 from clamp_ros.control.chunks import FUTURE_TOLERANCE_NS, MODES, ChunkExecutor
 from clamp_ros.control.safety import GateResult, SafetyConfig, SafetyGate, State
 from clamp_ros.control.sources import SOURCES, Sources
 from clamp_ros.control.ticks import TickGrid
-from clamp_ros.ros.convert import chunk_from_message, joint_state_message, joints_from_message, time_message
+from clamp_ros.ros.convert import (
+    chunk_from_message,
+    joint_efforts_from_message,
+    joint_state_message,
+    joints_from_message,
+    time_message,
+)
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
@@ -79,6 +92,7 @@ class ControlConfig:
         20, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
     )
     safety: SafetyConfig = field(default_factory=SafetyConfig)
+    alive: AliveConfig = field(default_factory=AliveConfig)
 
     def __post_init__(self) -> None:
         check(self)
@@ -97,6 +111,8 @@ class ControlNode(Node):
         self._grid = TickGrid()
         self._enabled = self._config.enabled
         self._measured: tuple[Any, int] | None = None
+        self._efforts: Any = None
+        self._heartbeats = Heartbeats(self._config.alive)
         self._arms_ready = True
         self._due_ns = 0
         self._ticked_s: float | None = None
@@ -110,6 +126,9 @@ class ControlNode(Node):
         subscribe(self, REPLAY_TARGETS, lambda message: self._on_target("replay", message))
         subscribe(self, JOINT_STATES, self._on_joints)
         subscribe(self, ARMS_STATUS, self._on_arms)
+        if self._config.alive.required:
+            subscribe(self, DIAGNOSTICS, self._on_diagnostics)
+            self.create_timer(0.25, self._mind_deaths, clock=Clock(clock_type=ClockType.STEADY_TIME))
         serve(self, CONTROL_ENABLE, self._on_enable)
         serve(self, CONTROL_ESTOP, self._on_estop)
         serve(self, CONTROL_RESET, self._on_reset)
@@ -128,6 +147,11 @@ class ControlNode(Node):
         """Raises this process's priority where it may, and keeps the garbage collector from what is there already."""
         prepare_realtime(self, self._config.realtime_priority)
 
+    def stop(self, reason: str) -> None:
+        """Latches the emergency stop; any thread may call it."""
+        self._gate.stop(f"{reason}; {CONTROL_RESET.name} releases it")
+        self.get_logger().error(reason)
+
     def _tick(self) -> None:
         now_ns = self.get_clock().now().nanoseconds
         if now_ns == 0:  # simulated time has not begun
@@ -140,7 +164,7 @@ class ControlNode(Node):
         self._due_ns = due_ns
         action, reason = self._sources.at(due_ns) if self._enabled else (None, _DISABLED)
         measured, measured_ns = self._measured or (None, None)
-        result = self._gate.check(action, due_ns, measured, measured_ns, reason)
+        result = self._gate.check(action, due_ns, measured, measured_ns, reason, efforts=self._efforts)
         if self._sources.followed != self._told_source:
             self._told_source = self._sources.followed
             self._source.publish(Header(stamp=time_message(due_ns), frame_id=self._told_source))
@@ -162,7 +186,8 @@ class ControlNode(Node):
         self._due_ns = 0
         self._measured = None
         self._told_source = ""
-        self._gate.restart()
+        if self.get_parameter("use_sim_time").value:  # the arms are elsewhere; where a clock was set back they are not
+            self._gate.restart()
         self._sources.void(self._idle_reason("time ran back"), None)
 
     def _idle_reason(self, why: str) -> str:
@@ -180,6 +205,7 @@ class ControlNode(Node):
                 self._health.fault("joint_state_from_the_future", f"joint state is {ahead_s:.2f} s ahead of the clock")
             return
         try:
+            self._efforts = joint_efforts_from_message(message, "joint state")
             self._measured = joints_from_message(message, "joint state"), stamp_ns
         except ContractError as error:
             self._health.fault("bad_joint_state", str(error))
@@ -191,6 +217,15 @@ class ControlNode(Node):
             self._gate.restart()
             self._void("the arms were moved or let go of")
         self._arms_ready = ready
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self._heartbeats.beat(status.name, time.monotonic())
+
+    def _mind_deaths(self) -> None:
+        dead = self._heartbeats.dead(time.monotonic())
+        if dead and not self._gate.stopped:
+            self.stop(f"emergency stop: {dead}")
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         if not self._enabled or self._gate.stopped or self._sources.selected != "policy":
@@ -280,11 +315,18 @@ def _check_source(parameters: list[Parameter[Any]]) -> SetParametersResult:
 def _make() -> ControlNode:
     node = ControlNode()
     node.prepare_realtime()
+    threading.Thread(target=_stop_by_key, args=(node,), daemon=True).start()
     return node
+
+
+def _stop_by_key(node: ControlNode) -> None:
+    while signal.sigwait({ESTOP_SIGNAL}):
+        node.stop("emergency stop by key")
 
 
 def main() -> int:
     """The executable `control_node`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {ESTOP_SIGNAL})  # in every thread to come: `_stop_by_key` waits for it
     return run_node(_make)
 
 

@@ -5,6 +5,8 @@ Source: MuJoCo Menagerie's ALOHA 2 (body offsets and joint axes of the ViperX 30
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,6 +28,9 @@ ARM_CHAIN: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], 
 )
 GRIPPER_LINK_FROM_GRIPPER = make(translation=(0.15, 0.0, 0.0))
 """From the wrist-rotate link to the site between the fingertips."""
+_TIP = tuple(GRIPPER_LINK_FROM_GRIPPER[:3, 3].tolist())
+_TURNS = tuple((offset, axis.index(1.0)) for offset, axis in ARM_CHAIN)
+_BASES = {arm: pose[:3] for arm, pose in WORLD_FROM_BASE.items()}
 
 
 def world_from_gripper_link(arm: str, joints: ArrayLike) -> NDArray[np.float64]:
@@ -39,3 +44,15 @@ def world_from_gripper_link(arm: str, joints: ArrayLike) -> NDArray[np.float64]:
 def world_from_gripper(arm: str, joints: ArrayLike) -> NDArray[np.float64]:
     """(4, 4) pose of the frame `{arm}/gripper` (contract.interfaces.gripper_frame) of a (14,) joint vector."""
     return world_from_gripper_link(arm, joints) @ GRIPPER_LINK_FROM_GRIPPER
+
+
+def gripper_position(arm: str, joints: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The position of `world_from_gripper` alone, 30 times faster: for the command loop. The joints are not checked."""
+    point = list(_TIP)
+    for (offset, axis), angle in zip(reversed(_TURNS), joints[ARM_SLICES[arm]][-2::-1].tolist(), strict=True):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        cosine, sine = math.cos(angle), math.sin(angle)
+        point[i], point[j] = cosine * point[i] - sine * point[j], sine * point[i] + cosine * point[j]
+        point = [a + b for a, b in zip(point, offset, strict=True)]
+    x, y, z = _BASES[arm] @ (*point, 1.0)
+    return float(x), float(y), float(z)

@@ -189,6 +189,11 @@ def joint_velocities_from_message(message: JointState, what: str = "joint messag
     return _reorder(message.name, message.velocity, f"velocity of {what}")
 
 
+def joint_efforts_from_message(message: JointState, what: str = "joint message") -> NDArray[np.float64] | None:
+    """(14,) efforts in contract order, None where the message has none; raises as `joints_from_message`."""
+    return _reorder(message.name, message.effort, f"effort of {what}") if len(message.effort) else None
+
+
 def _reorder(names: Iterable[str], values: ArrayLike, what: str) -> NDArray[np.float64]:
     return joint_vector(values, what) if names == _NAMES else order_by_name(list(names), values, what)
 

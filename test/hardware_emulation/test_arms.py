@@ -12,6 +12,7 @@ from clamp_ros.arm.arms import ArmsConfig, State
 from clamp_ros.arm.registers import XM430_W350
 from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import ARM_SLICES, GRIPPER_CLOSED_M, JOINT_NAMES, UPPER_LIMITS, VELOCITY_LIMITS
+from clamp_ros.control.clearance import ClearanceConfig
 
 ARM = np.array([name.split("/")[1] != "gripper" for name in JOINT_NAMES])
 
@@ -160,6 +161,18 @@ def test_home_and_sleep_are_smooth_and_leave_the_grippers():
             rig.wait_for(State.HOLDING)
             wait(lambda w=where: np.abs(rig.fresh().positions[ARM] - np.tile(w, 2)).max() < 0.02, pose)
         assert rig.fresh().positions[~ARM] == pytest.approx(grips, abs=1e-4)
+
+
+def test_a_way_that_is_not_free_is_refused_and_nothing_moves():
+    with cell(clearance=ClearanceConfig(arm_table_m=0.2)) as rig:  # home is nearer to the table than that
+        rig.start()
+        before = rig.fresh().positions
+        with pytest.raises(ArmError, match=r"way home is not free: .* from table, limit 200\.0 mm\. Bring"):
+            rig.arms.move("home")
+        assert rig.arms.state is State.HOLDING
+        assert rig.arms.submit(before) is None, "commands are taken again"
+        assert rig.fresh().positions == pytest.approx(before, abs=0.01)
+        assert rig.arms.move("sleep") > 0.0
 
 
 def test_an_obstructed_motion_stops_pushing():

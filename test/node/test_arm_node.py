@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from hardware_emulation.rig import GRIPPER, MOTORS, TOGETHER, wait
 from hardware_emulation.servos import Emulator, ServoBus, follower
 from rclpy.parameter import Parameter
@@ -23,6 +23,7 @@ from clamp_ros.contract.interfaces import (
     ARMS_REBOOT,
     ARMS_STATUS,
     ARMS_TORQUE,
+    CONTROL_STATUS,
     DIAGNOSTICS,
     JOINT_COMMANDS,
     JOINT_STATES,
@@ -168,6 +169,22 @@ def test_services_and_what_a_fault_shows(ros, buses):
     assert answer.success and set(buses["left"].values("torque_enable").values()) == {0}
     answer = ros.call(cell.peer, Trigger, ARMS_HOME.name)
     assert not answer.success and "off" in answer.message
+
+
+def test_an_emergency_stop_ends_the_arms_own_motions(ros, buses):
+    cell = Cell(ros, buses, speed_rad_s=0.2)
+    control = advertise(cell.peer, CONTROL_STATUS)
+    ros.spin_until(control.get_subscription_count, what="discovery")
+    assert ros.call(cell.peer, Trigger, ARMS_HOME.name).success
+    ros.spin_until(lambda: cell.state() == "moving", what="the motion")
+    control.publish(DiagnosticStatus(values=[KeyValue(key="state", value="stopped")]))
+    ros.spin_until(lambda: cell.state() == "holding", what="the stop")
+    assert "emergency stop" in cell.status[-1].message
+    answer = ros.call(cell.peer, Trigger, ARMS_HOME.name)
+    assert not answer.success and "/control/reset" in answer.message
+    control.publish(DiagnosticStatus(values=[KeyValue(key="state", value="holding")]))
+    ros.spin_until(lambda: not cell.node._stopped, what="the release")
+    assert ros.call(cell.peer, Trigger, ARMS_HOME.name).success
 
 
 def test_each_motor_is_on_diagnostics(ros, buses):

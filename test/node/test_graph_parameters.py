@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_a_node_takes_what_the_graph_gives_it(ros, tmp_path, name, sim):
     config = _declare(ros, name, up.command(node)[3:])
     for parameter, value in node.parameters.items():
         if parameter != "use_sim_time":
-            declared = getattr(config, parameter)
+            declared = attrgetter(parameter)(config)
             assert (list(declared) if isinstance(declared, tuple) else declared) == value
 
 
@@ -118,8 +119,22 @@ def test_the_recorder_takes_what_the_graph_of_a_session_gives_it(ros, tmp_path, 
     assert len(config.calibration) == (0 if sim == "true" else 2)
 
 
+@pytest.mark.parametrize("sim", ["true", "false"])
+def test_the_gates_limits_are_taken_by_the_control_node(ros, tmp_path, sim):
+    path = share_folder() / "config/safety.yaml"
+    node = next(node for node in _nodes(tmp_path, sim=sim) if node.name == "control_node")
+    assert node.files == (path,)
+    config = _declare(ros, "control_node", up.command(node)[3:])
+    sections = graph.load_parameter_file(path)
+    assert list(sections) == ["control_node"]
+    for group, parameters in sections["control_node"]["ros__parameters"]["safety"].items():
+        for parameter, value in parameters.items():
+            assert list(getattr(getattr(config.safety, group), parameter)) == value
+    assert config.safety.clearance.enabled, "on by default, in the simulation too"
+
+
 def test_there_are_parameter_files_to_test():
-    assert {path.stem for path in CONFIGS} >= {"arms", "leaders", "sim_d435", "sim_delays"}
+    assert {path.stem for path in CONFIGS} >= {"arms", "leaders", "safety", "sim_d435", "sim_delays"}
 
 
 def test_an_unknown_key_of_a_parameter_file_fails_at_start_with_the_nearest_name(ros, tmp_path):

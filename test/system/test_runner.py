@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +47,15 @@ sys.exit(3)
 """,
     "killed": "import os; print('one more start', flush=True); os.kill(os.getpid(), 9)",
     "misconfigured": "import sys; sys.exit(2)",
+    # takes its time to listen for the emergency stop
+    "stops": """
+import signal, sys
+from clamp_ros.contract.interfaces import ESTOP_SIGNAL
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+while signal.sigwait({ESTOP_SIGNAL}):
+    print("stopped", flush=True)
+    signal.pause()
+""",
     # deaf to signals, with a child that would hold the arms' bus
     "deaf": """
 import signal, subprocess, sys
@@ -96,6 +108,32 @@ def _await(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
 def _gone(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or "\nState:\tZ" in status.read_text()
+
+
+def test_the_space_bar_stops_the_arms_and_nothing_else(tmp_path):
+    (tmp_path / "stops.py").write_text(PROGRAMS["stops"])
+    (tmp_path / "waits.py").write_text(PROGRAMS["waits"])
+    nodes = [{"name": "stops", "module": "stops", "takes_stop": True}, {"name": "waits", "module": "waits"}]
+    user, terminal = pty.openpty()
+    runner = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.replace("])]).run()", "])], terminal=0).run()"), json.dumps(nodes)],
+        cwd=tmp_path, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        _read_until(runner, "space bar: emergency stop")
+        _await((tmp_path / "waits.up").exists)
+        os.write(user, b"x \n")
+        assert "emergency stop sent to stops" in _read_until(runner, "emergency stop sent")
+        assert "stopped" in _read_until(runner, "[stops]"), "though it came before the node was ready"
+        runner.send_signal(signal.SIGTERM)
+        output, _ = runner.communicate(timeout=10)
+        assert runner.returncode == 0, output
+        assert (tmp_path / f"waits.{int(signal.SIGTERM)}").exists(), "the other node never noticed"
+    finally:
+        runner.kill()
+        os.close(user)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,56 @@
+"""For how long an arm may lag or strain, by the clock of the ticks; and for how long a node may be silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clamp_ros.contract.robot import EFFORT_LIMITS, JOINT_NAMES, NUM_JOINTS, REST_POSE
+from clamp_ros.control.alive import AliveConfig, Heartbeats
+from clamp_ros.control.following import Following, FollowingConfig
+
+CONFIG = FollowingConfig(error_rad=0.1, error_s=0.1, effort_share=0.5, effort_s=0.2)
+
+
+def ticks_until_held(joint: int, error: float, effort: float, ticks: int = 50) -> int | None:
+    following, off = Following(CONFIG), np.eye(NUM_JOINTS)[joint]
+    for tick in range(1, ticks):
+        reason = following.check(REST_POSE, REST_POSE + error * off, effort * off, 0.02)
+        if reason is not None:
+            assert JOINT_NAMES[joint] in reason
+            return tick
+    return None
+
+
+@pytest.mark.parametrize(
+    ("joint", "error", "effort", "held"),
+    [
+        (1, 0.11, 0.0, 6),
+        (1, -0.11, 0.0, 6),
+        (1, 0.09, 0.0, None),
+        (7, 0.0, 0.51 * EFFORT_LIMITS[7], 11),
+        (7, 0.0, 0.49 * EFFORT_LIMITS[7], None),
+        (6, 0.03, 1e3, None),  # a gripper that holds something
+    ],
+)
+def test_what_lasts_too_long(joint: int, error: float, effort: float, held: int | None) -> None:
+    found = ticks_until_held(joint, error, effort)
+    assert found == held or (held is not None and found == held - 1), "sums of 0.02 s may be a rounding early"
+
+
+def test_what_passes_is_forgotten() -> None:
+    following = Following(CONFIG)
+    for tick in range(60):
+        late = REST_POSE + (0.2 if tick % 5 else 0.0)
+        assert following.check(REST_POSE, late, None, 0.02) is None
+
+
+def test_a_node_that_was_heard_and_falls_silent_is_dead_until_it_is_heard_again() -> None:
+    heartbeats = Heartbeats(AliveConfig(("arm_node",), 2.0))
+    assert heartbeats.dead(100.0) == "", "it has not started yet"
+    heartbeats.beat("policy_node", 100.0)
+    heartbeats.beat("arm_node", 100.0)
+    assert heartbeats.dead(102.0) == ""
+    assert heartbeats.dead(102.1) == "arm_node has been silent for 2.1 s, limit 2.0 s"
+    heartbeats.beat("arm_node", 102.2)
+    assert heartbeats.dead(102.3) == ""
