@@ -85,6 +85,10 @@ def _run_demo(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_ros.bringup.demo").main(words)
 
 
+def _run_preflight(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.bringup.preflight").main(words)
+
+
 def _run_train(words: Sequence[str]) -> int:
     for module in ("torch", "clamp_training"):
         if importlib.util.find_spec(module) is None:
@@ -96,6 +100,7 @@ def _run_train(words: Sequence[str]) -> int:
 
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
+    "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
