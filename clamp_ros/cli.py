@@ -100,8 +100,8 @@ def _run_train(words: Sequence[str]) -> int:
 
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
-    "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
+    "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""

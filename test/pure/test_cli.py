@@ -64,7 +64,7 @@ heavy = {"numpy", "mujoco", "torch", "rclpy", "onnxruntime", "numba", "cv2"} & s
 assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("up", "demo", "record", "demos", "eval", "info", "train"):
+    for command in ("up", "demo", "preflight", "record", "demos", "eval", "info", "train"):
         assert f"\n    {command} " in out
 
 
