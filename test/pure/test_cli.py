@@ -65,7 +65,7 @@ assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for command in ("up", "demo", "preflight", "record", "demos", "eval", "info", "train"):
-        assert f"\n    {command} " in out
+        assert f"\n    {command}" in out
 
 
 def test_train_without_torch_says_what_to_install(capsys, monkeypatch):
