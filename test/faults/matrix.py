@@ -96,8 +96,8 @@ def play(stack: Stack, fault: Fault) -> Outcome:
     outcome = Outcome()
     # what the fault before has left on /diagnostics, and in the log's own patience, is over
     stack.spin(CALM_S, lambda: not stack.complained(1.5))
-    stack.until_moving()
     recording = _record(stack)
+    stack.until_moving()
     mark = stack.mark()
     try:
         fault.inject(stack)
@@ -139,7 +139,9 @@ def _watch(stack: Stack, fault: Fault, mark: Mark, outcome: Outcome) -> None:
     def settled() -> bool:
         held = stack.still() if fault.expect in (Expect.HOLD, Expect.END) else True
         ended = stack.ended or fault.expect is not Expect.END
-        return held and ended and time.monotonic() - mark.at_s > WATCH_S and (not fault.says or bool(_said(stack, fault, mark)))
+        if not held or not ended or time.monotonic() - mark.at_s < WATCH_S:
+            return False
+        return not fault.says or bool(_said(stack, fault, mark))
 
     stack.spin(fault.patience_s, settled)
     held = stack.still()

@@ -25,8 +25,8 @@ PERIOD_S = 0.1
 
 
 def taken(count: int, lens: Lens = LENS) -> list[Shot]:
-    """A wall at 1.2 m."""
-    frames = shots(range(1, count + 1), 1.2, 0.001, lens, lens)
+    """A table 0.9 m below."""
+    frames = shots(range(1, count + 1), 0.9, 0.001, lens, lens)
     return [replace(shot, stamp_ms=1000.0 + 1000.0 * PERIOD_S * shot.number) for shot in frames]
 
 

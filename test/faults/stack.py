@@ -39,6 +39,7 @@ from clamp_ros.bringup.up import die_with_parent
 from clamp_ros.contract.errors import ClampError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
+    ARMS_HOME,
     ARMS_STATUS,
     CLOCK,
     CONTROL_STATUS,
@@ -62,13 +63,15 @@ from clamp_ros.ros.run import advertise, interface_type, qos_profile, subscribe
 LENS = Lens(64, 48, 50.0, 31.5, 23.5)
 CAMERAS = ("front_left", "back_right")
 WAISTS = (0, 7)
-START_S, AGAIN_S = 300.0, 90.0
+START_S, AGAIN_S = 240.0, 60.0
 QUIET_S = 0.4
 STILL_RAD = 0.002
 MOVING_RAD = 0.03
 _FLOOD_S = 0.02
 _TICK_RAD = 2.0 * math.pi / 4096
 _KEPT_S = 60.0
+_ATTEMPTS, _NEAR_RAD = 20, 0.4
+_IS_ARM = [i for i in range(14) if i % 7 != 6]
 
 Joints = NDArray[np.float64]
 
@@ -115,12 +118,14 @@ class Seen:
     measured: list[tuple[float, Joints]] = field(default_factory=list)
     said: list[tuple[float, str]] = field(default_factory=list)
     diagnostics: list[tuple[float, str]] = field(default_factory=list)
+    status: dict[str, str] = field(default_factory=dict)
     newest_ns: int = 0
     stamps: dict[str, list[int]] = field(default_factory=lambda: {JOINT_COMMANDS.name: [], JOINT_STATES.name: []})
 
     def forget(self, before_s: float) -> None:
         """Drops what is old."""
-        for rows in (self.commands, self.measured, self.said, self.diagnostics):
+        lists: list[list[Any]] = [self.commands, self.measured, self.said, self.diagnostics]
+        for rows in lists:
             rows[:] = [row for row in rows if row[0] >= before_s]
         for stamps in self.stamps.values():
             stamps.clear()
@@ -218,7 +223,7 @@ class Stack:
             "sim": "false",
             "config": self._write("config", {"fusion_node": {"match_tolerance_s": 0.06}}),  # the cameras run free
             "camera_config": self._write("cameras", {"/**": {"timeout_s": 0.3, "retry_s": 0.1, **cameras}}),
-            "arm_config": self._write("arms", {"arm_node": {**sides, **busy}}),
+            "arm_config": self._write("arms", {"arm_node": {**sides, **busy, "speed_rad_s": 2.0}}),
         }
         return [f"{name}:={value}" for name, value in {**common, **files}.items()]
 
@@ -241,8 +246,8 @@ class Stack:
         for row, rows in ((JOINT_COMMANDS, self.seen.commands), (JOINT_STATES, self.seen.measured)):
             kind = interface_type(row.type)
             self.node.create_subscription(kind, row.name, self._joint_watcher(row.name, rows), deep)
-        subscribe(self.node, CONTROL_STATUS, lambda m: self._say(f"control: {m.message}"))
-        subscribe(self.node, ARMS_STATUS, lambda m: self._say(f"arms: {m.message}"))
+        subscribe(self.node, CONTROL_STATUS, lambda m: self._say("control", m.message))
+        subscribe(self.node, ARMS_STATUS, lambda m: self._say("arms", m.message))
         subscribe(self.node, DIAGNOSTICS, self._on_diagnostics)
         rows = (ACTION_CHUNK, JOINT_COMMANDS, JOINT_STATES, TF, VIEWS, topic(depth_topic("front_left")))
         self._intruder = {row.name: advertise(self.node, row) for row in (*rows, *(() if self.robot else (CLOCK,)))}
@@ -260,8 +265,22 @@ class Stack:
             self.emulator.__exit__()
 
     def start(self) -> None:
-        """Starts the system and waits until both arms move."""
-        self.seen.said.clear()
+        """Starts the system and waits until both arms move; tries again, since a busy machine may miss a deadline.
+
+        Raises:
+            SystemEndedError: they do not, three times.
+        """
+        for left in (2, 1, 0):
+            try:
+                self._start()
+                return
+            except SystemEndedError:
+                self.stop()
+                if not left:
+                    raise
+
+    def _start(self) -> None:
+        self.seen.status.clear()
         if self.robot:
             for side in ("left", "right"):
                 self.bus(side).goals.clear()
@@ -271,7 +290,24 @@ class Stack:
                 env={**os.environ, "CLAMP_FAULTS": str(self.folder)}, preexec_fn=die_with_parent,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        if self.robot:
+            self._go_home()
         self.until_moving(START_S)
+
+    def _go_home(self) -> None:
+        """From the cradles, or wherever they are, to where the policy's motion begins."""
+
+        def arms(*states: str) -> bool:
+            return self.ended or any(self.seen.status.get("arms", "").startswith(state) for state in states)
+
+        for _ in range(_ATTEMPTS):  # a bus that is late once ends the motion
+            self.spin(START_S, lambda: bool(self.seen.measured) and arms("holding", "following"))
+            if self.ended or np.abs(self.seen.measured[-1][1] - REST_POSE)[_IS_ARM].max() < _NEAR_RAD:
+                return
+            with contextlib.suppress(SystemEndedError):
+                self.call(ARMS_HOME)
+            self.spin(2.0, lambda: arms("moving"))
+            self.spin(AGAIN_S, lambda: arms("holding", "following", "fault"))
 
     def stop(self) -> int | None:
         """Ends the system as Ctrl-C does, or kills it; its exit code."""
@@ -336,8 +372,9 @@ class Stack:
 
         return watch
 
-    def _say(self, text: str) -> None:
-        self.seen.said.append((time.monotonic(), text))
+    def _say(self, who: str, text: str) -> None:
+        self.seen.status[who] = text
+        self.seen.said.append((time.monotonic(), f"{who}: {text}"))
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:
@@ -391,10 +428,13 @@ class Stack:
 
     def moving(self) -> bool:
         """Whether both arms were told to move just now, and do."""
-        recent = [row for at_s, row in self.seen.measured[-100:] if at_s > time.monotonic() - 0.6]
-        status = next((text for _, text in reversed(self.seen.said) if text.startswith("control")), "")
-        return len(recent) > 5 and status == "control: running" and bool(
-            np.ptp(np.array(recent)[:, WAISTS], axis=0).min() > MOVING_RAD
+        now_s = time.monotonic()
+        recent = [row for at_s, row in self.seen.measured[-100:] if at_s > now_s - 0.6]
+        return (
+            len(recent) > 5
+            and self.seen.status.get("control") == "running"
+            and bool(np.ptp(np.array(recent)[:, WAISTS], axis=0).min() > MOVING_RAD)
+            and travel(self.goals(now_s - 0.15)) > 5.0 * STILL_RAD
         )
 
     def complained(self, within_s: float) -> bool:
@@ -510,11 +550,12 @@ def rows_has(rows: list[tuple[float, Joints]], part: slice) -> bool:
 
 def travel(rows: list[tuple[float, Joints]]) -> float:
     """How far the joint that was told most was told to go."""
-    if len(rows) < 2:
-        return 0.0
-    values = np.array([row for _, row in rows])
-    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-    return float(np.nanmax(high - low))
+    spans = [0.0]
+    for part in (slice(0, 7), slice(7, 14)):
+        own = np.array([row[part] for _, row in rows if not np.isnan(row[part.start])])
+        if len(own) > 1:
+            spans.append(float(np.ptp(own, axis=0).max()))
+    return max(spans)
 
 
 def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float) -> float | None:
