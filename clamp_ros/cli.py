@@ -112,6 +112,10 @@ def _run_demo(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_ros.bringup.demo").main(words)
 
 
+def _run_preflight(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.bringup.preflight").main(words)
+
+
 def _run_train(words: Sequence[str]) -> int:
     for module in ("torch", "clamp_training"):
         if importlib.util.find_spec(module) is None:
@@ -126,6 +130,7 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "teleop": ("move the robot, or its simulation, with the leader arms: clamp teleop sim:=true", _run_teleop),
     "keys": ("start, stop and discard teleoperation by keys or a foot pedal", _run_keys),
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
+    "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""

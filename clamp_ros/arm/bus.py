@@ -216,24 +216,36 @@ class Bus:
         Raises:
             ArmError: names every motor that is not as expected.
         """
-        problems: list[str] = []
-        alternatives = {model.number: model for model in also}
-        for motor, model in list(self.models.items()):
-            found, result = self._repeat(lambda m=motor: self._ping(m), motor)
-            if result != COMM_SUCCESS:
-                garbled = " in order; do two motors share the id?" if result == COMM_RX_CORRUPT else ""
-                problems.append(f"motor {motor} ({model.name}) does not answer{garbled}")
-            elif self._port.drain():
-                problems.append(f"motor {motor} answers twice: two motors share the id; set one to its own")
-            elif found in alternatives:
-                self.models[motor] = alternatives[found]
-            elif found != model.number:
-                problems.append(f"motor {motor} has model number {found}, expected {model.number} ({model.name})")
+        problems = [problem for motor in list(self.models) if (problem := self.examine(motor, also)) is not None]
         if problems:
             raise ArmError(f"{self.device}: {'; '.join(problems)}. Check power, cables and ids (1 Mbps, Protocol 2.0)")
         self._fast = all(
             self.read(motor, "firmware_version") >= model.fast_sync_firmware for motor, model in self.models.items()
         )
+
+    def examine(self, motor: int, also: Sequence[Model] = ()) -> str | None:
+        """Whether a motor is there, alone with its id, and of its model; returns what is wrong, in words.
+
+        Args:
+            motor: its id.
+            also: models that are as good; `models` then says which was found.
+
+        Raises:
+            ArmError: the port is gone.
+        """
+        model = self.models[motor]
+        found, result = self._repeat(lambda: self._ping(motor), motor)
+        if result != COMM_SUCCESS:
+            garbled = " in order; do two motors share the id?" if result == COMM_RX_CORRUPT else ""
+            return f"motor {motor} ({model.name}) does not answer{garbled}"
+        if self._port.drain():
+            return f"motor {motor} answers twice: two motors share the id; set one to its own"
+        for other in also:
+            if found == other.number:
+                self.models[motor] = model = other
+        if found != model.number:
+            return f"motor {motor} has model number {found}, expected {model.number} ({model.name})"
+        return None
 
     def silent(self) -> list[int]:
         """Ids of the motors that do not answer a ping now."""

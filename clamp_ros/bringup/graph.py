@@ -165,7 +165,7 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
     matching = {} if sim else {"match_tolerance_s": FREE_RUNNING_S}
     enabled = sim if values["enabled"] == "auto" else values["enabled"] == "true"
     nodes = [
-        *(_simulation(values, cameras, files, _images(manifest)) if sim else _hardware(values, cameras, files)),
+        *(_simulation(values, cameras, files, _images(manifest)) if sim else hardware(values, cameras, files)),
         Node(
             "fusion_node", "clamp_ros.fusion.fusion_node", files=files, restart=True,
             parameters={**clock, "artifact": folder, "cameras": cameras, **matching},
@@ -199,7 +199,7 @@ def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
     files = _parameter_files("config", values["config"])
     clock = {"use_sim_time": True} if sim else {}
     nodes = [
-        *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
+        *(_simulation(values, cameras, files, {}) if sim else hardware(values, cameras, files)),
         _control(values, files, {**clock, "source": "teleop"}),
         _teleop(values, files, {**clock, "hand_back": "teleop", "record": record}),
     ]  # fmt: skip
@@ -244,7 +244,7 @@ def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
     sim = values["sim"] == "true"
     clock = {"use_sim_time": True} if sim else {}
     nodes = (
-        *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
+        *(_simulation(values, cameras, files, {}) if sim else hardware(values, cameras, files)),
         _control(values, files, {**clock, "source": "replay"}),
         _recorder(values, files, {**clock, "cameras": cameras}),
     )  # fmt: skip
@@ -302,7 +302,7 @@ def _simulation(
     return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=files, parameters=parameters),)
 
 
-def _hardware(values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...]) -> tuple[Node, ...]:
+def hardware(values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...]) -> tuple[Node, ...]:
     """The drivers. A camera that died is opened again by a new process; arms must not move behind the user's back."""
     camera_files = _parameter_files("camera_config", values["camera_config"])
     arm_files = _parameter_files("arm_config", values["arm_config"])

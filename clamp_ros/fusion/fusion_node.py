@@ -232,6 +232,10 @@ class FusionNode(Node):
         fused = time.monotonic()
         if posed.epoch != self._epoch:
             return
+        if not len(cloud):  # to the policy, no points would look like an empty table
+            cameras = ", ".join(self._config.cameras)
+            self._health.fault("empty_cloud", f"{cameras} see nothing within the workspace; are they covered?")
+            return
         self._views_publisher.publish(image_message(views, "32FC4", posed.stamp_ns, WORLD_FRAME))
         if self._cloud_publisher.get_subscription_count() > 0:
             self._cloud_publisher.publish(cloud_message(cloud, posed.stamp_ns, WORLD_FRAME))

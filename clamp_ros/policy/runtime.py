@@ -134,6 +134,11 @@ class PolicyRuntime:
             _check(part, "input", self._sessions[part].get_inputs(), inputs, sizes)
             _check(part, "output", self._sessions[part].get_outputs(), outputs, sizes)
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers in use; onnxruntime falls back without a word where a GPU's libraries are missing."""
+        return tuple(self._sessions["denoise"].get_providers())
+
     def warm_up(self) -> None:
         """Runs one inference on an empty observation, so that the first real one is as fast as the rest."""
         manifest = self.artifact.manifest

@@ -57,20 +57,38 @@ def declare(node: Node, config_class: type[Config], *, settable: Collection[str]
     # rclpy offers no public look at the overrides that no declaration has used up
     overrides = {name: parameter.value for name, parameter in node._parameter_overrides.items()}
     flat = dict(_flatten(config_class, "", None))
-    known = {*flat, *_RCLPY_PARAMETERS}
-    for name in overrides:
-        if name not in known and not name.startswith(_RCLPY_PREFIXES):
-            raise unknown_key(name, flat, f"parameter of {node.get_name()}")
-    values = {
-        name: _coerce(name, overrides[name], hint) if name in overrides else default
-        for name, (_, hint, default) in flat.items()
-    }
+    values = _values(flat, overrides, node.get_name())
     config = _build(config_class, "", values)
     for name, (field, hint, _) in flat.items():
         descriptor = _descriptor(name, field, hint, name not in settable)
         value = list(values[name]) if isinstance(values[name], tuple) else values[name]
         node.declare_parameter(name, value, descriptor, ignore_override=True)
     return config
+
+
+def configure(config_class: type[Config], overrides: Mapping[str, Any], node_name: str) -> Config:
+    """What `declare` would return on a node of that name with these overrides, without a node.
+
+    Args:
+        config_class: as for `declare`.
+        overrides: full parameter name to value, as plain data; lists or tuples where there are many.
+        node_name: for messages.
+
+    Raises:
+        ConfigError: as `declare`.
+    """
+    return _build(config_class, "", _values(dict(_flatten(config_class, "", None)), overrides, node_name))
+
+
+def _values(flat: Mapping[str, Any], overrides: Mapping[str, Any], node_name: str) -> dict[str, Any]:
+    known = {*flat, *_RCLPY_PARAMETERS}
+    for name in overrides:
+        if name not in known and not name.startswith(_RCLPY_PREFIXES):
+            raise unknown_key(name, flat, f"parameter of {node_name}")
+    return {
+        name: _coerce(name, overrides[name], hint) if name in overrides else default
+        for name, (_, hint, default) in flat.items()
+    }
 
 
 def _flatten(config_class: Any, prefix: str, instance: Any) -> Any:

@@ -16,6 +16,7 @@ import heapq
 import math
 import os
 import pty
+import queue
 import selectors
 import sys
 import threading
@@ -298,6 +299,15 @@ class ServoBus:
                     os.close(descriptor)
             self.master = self._slave = -1
 
+    def replug(self) -> None:
+        """The cable is back, as another device; `Emulator.serve` then serves it, and `port` is its new path."""
+        with self.lock:
+            self.master, self._slave = pty.openpty()
+            tty.setraw(self._slave)
+            os.set_blocking(self.master, False)
+            self.port = os.ttyname(self._slave)
+            self._buffer = b""
+
     def positions(self) -> dict[int, int]:
         """Present positions by id, in ticks."""
         with self.lock:
@@ -435,6 +445,7 @@ class Emulator:
         self._buses = buses
         self._waiting: list[tuple[float, int, ServoBus, bytes]] = []
         self._count = 0
+        self._plugged: queue.SimpleQueue[ServoBus] = queue.SimpleQueue()
         self._wake, self._waker = os.pipe()
         self._thread = threading.Thread(target=self._run, name="servos", daemon=True)
 
@@ -450,6 +461,11 @@ class Emulator:
         os.close(self._wake)
         os.close(self._waker)
 
+    def serve(self, bus: ServoBus) -> None:
+        """Serves one of its buses again that was plugged in anew."""
+        self._plugged.put(bus)
+        os.write(self._waker, b"+")
+
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ, None)
@@ -459,8 +475,13 @@ class Emulator:
                 wait = None if not self._waiting else max(self._waiting[0][0] - time.monotonic(), 0.0)
                 for key, _ in selector.select(wait):
                     if key.data is None:
-                        return
-                    if not self._serve(key.data):
+                        if os.read(self._wake, 1) == b".":
+                            return
+                        bus = self._plugged.get()
+                        if bus.master in selector.get_map():  # the number of a device that is gone
+                            selector.unregister(bus.master)
+                        selector.register(bus.master, selectors.EVENT_READ, bus)
+                    elif not self._serve(key.data):
                         selector.unregister(key.fd)
                 self._send(time.monotonic())
 

@@ -196,6 +196,20 @@ def test_a_transform_that_is_not_finite_is_refused(rig: Rig) -> None:
     np.testing.assert_array_equal(array_from_image(rig.views[0], "32FC4"), expected_views(stamp))
 
 
+def test_covered_cameras_give_no_views_and_a_report(rig: Rig) -> None:
+    rig.prime()
+    stamp = START_NS + PERIOD_NS
+    rig.set_time(stamp)
+    rig.send_grippers(stamp)
+    for camera in CAMERAS:
+        dark = np.zeros((PINHOLE.height, PINHOLE.width), np.uint16)
+        rig.depth[camera].publish(image_message(dark, "16UC1", stamp, optical_frame(camera)))
+        rig.info[camera].publish(camera_info_message(PINHOLE, stamp, optical_frame(camera)))
+    rig.wait_count("empty_cloud")
+    assert "front_left, back_right see nothing" in rig.message
+    assert all(stamp_ns(views.header.stamp) != stamp for views in rig.views)
+
+
 def test_a_stamp_that_stands_still_is_reported(rig: Rig) -> None:
     rig.prime()
     rig.send_camera("front_left", START_NS)

@@ -77,8 +77,8 @@ heavy = {"numpy", "mujoco", "torch", "rclpy", "onnxruntime", "numba", "cv2"} & s
 assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("up", "demo", "record", "bag", "replay", "demos", "eval", "info", "train"):
-        assert f"\n    {command} " in out
+    for command in ("up", "demo", "preflight", "record", "bag", "replay", "demos", "eval", "info", "train"):
+        assert f"\n    {command}" in out
 
 
 def test_train_without_torch_says_what_to_install(capsys, monkeypatch):

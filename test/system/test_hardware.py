@@ -53,7 +53,7 @@ def _write(path: Path, node: str, values: dict[str, Any]) -> Path:
 
 @pytest.mark.slow
 def test_the_loop_closes_over_the_drivers_and_stops_when_told(ros, tmp_path):
-    recording = record(tmp_path / "d435.db3", shots(range(1, 31), 1.2, 0.001, LENS, LENS), unit_m=0.001, color=LENS,
+    recording = record(tmp_path / "d435.db3", shots(range(1, 31), 0.9, 0.001, LENS, LENS), unit_m=0.001, color=LENS,
                        depth=LENS, name="D435")  # fmt: skip
     pose = {"position_m": [0.0, 0.0, 1.0], "quat_xyzw": [1.0, 0.0, 0.0, 0.0], "frame": "world"}
     size = {"width": LENS.width, "height": LENS.height, "depth_width": LENS.width, "depth_height": LENS.height}

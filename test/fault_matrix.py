@@ -1,0 +1,92 @@
+"""The fault matrix: injects faults into the running system and tells what the arms did, when, and who said why.
+
+    python test/fault_matrix.py                          # everything, each fault five times; an hour on two cores
+    python test/fault_matrix.py --times 1 --group robot --only bus
+    python test/fault_matrix.py --list
+
+The table is printed, and written to --out as Markdown and JSON. Exit code 1 if arms did not hold, a goal jumped, nobody
+said why, or the system did not come back. Times are measured, not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from clamp_ros.bringup.session import own_domain
+
+GROUPS = ("sim", "start", "robot")
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=5, help="how often each fault is injected (%(default)s)")
+    parser.add_argument("--group", choices=GROUPS, action="append", help="only this group; may be repeated")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="only faults whose name matches")
+    parser.add_argument("--patient", action="store_true", help="the drivers' deadlines of a busy machine")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a good recording (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("data/faults"), help="folder for the table (%(default)s)")
+    parser.add_argument("--work", type=Path, help="folder for logs, which stay, and recordings, which are used again")
+    parser.add_argument("--list", action="store_true", help="name the faults and end")
+    args = parser.parse_args()
+    from faults import matrix, robot_faults, sim_faults, start_faults
+    from faults.stack import running
+
+    groups = [group for group in GROUPS if not args.group or group in args.group]
+    pattern = re.compile(args.only)
+    named = {"sim": sim_faults.sim_faults(), "start": start_faults.start_faults(), "robot": robot_faults.robot_faults()}
+    chosen = {group: [fault for fault in named[group] if pattern.search(fault.name)] for group in groups}
+    if args.list:
+        for group, faults in chosen.items():
+            print(*(f"{group}: {fault.name}" for fault in faults), sep="\n")
+        print(sum(map(len, chosen.values())), "faults")
+        return 0
+
+    def tell(text: str) -> None:
+        print(f"{time.monotonic() - started_s:6.0f} s  {text}", flush=True)
+
+    started_s, rows = time.monotonic(), []
+    with own_domain(), tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        scratch = args.work or Path(folder)
+        recordings = scratch / "recordings"
+        recorder = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "faults/recordings.py", recordings, str(args.seconds)]
+        ) if {"start", "robot"} & set(groups) and not recordings.exists() else None
+        for group, faults in chosen.items():
+            if not faults:
+                continue
+            if group != "sim" and recorder is not None and recorder.wait() != 0:
+                return 1
+            if group == "start":
+                rows += start_faults.run(scratch / "start", recordings, faults, args.times, tell)
+                continue
+            options = {"robot": True, "patient": args.patient, "recordings": recordings} if group == "robot" else {}
+            with running(scratch / group, **{"robot": False, **options}) as stack:
+                tell(f"{group}: the system runs")
+                rows += matrix.run(stack, group, faults, args.times, tell)
+            args.out.mkdir(parents=True, exist_ok=True)
+            _write(args.out, matrix, rows)
+    args.out.mkdir(parents=True, exist_ok=True)
+    _write(args.out, matrix, rows)
+    print(matrix.markdown(rows))
+    wrong = [row for row in rows if row.wrong]
+    load = os.getloadavg()[0]
+    print(f"{len(rows)} faults, each {args.times} times; {len(wrong)} with something wrong; load {load:.1f}")
+    return 1 if wrong else 0
+
+
+def _write(out: Path, matrix, rows) -> None:
+    (out / "faults.md").write_text(matrix.markdown(rows) + "\n")
+    (out / "faults.json").write_text(json.dumps(matrix.as_data(rows), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Plays faults against a running `Stack`, one after the other, and tells what came of each."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from faults.stack import Mark, Stack, SystemEndedError, held_since_s, largest_step
+
+from clamp_ros.contract.errors import ClampError
+from clamp_ros.contract.interfaces import RECORD_START, RECORD_STOP
+from clamp_ros.record.audit import audit
+from clamp_ros.record.episode import Episode
+from clamp_ros.record.messages import decode_joints
+from clamp_ros.record.recover import recover
+
+GOAL_MS = 40.0
+STEP_RAD = 0.25
+"""No goal may change by more at once: two late ticks at full speed, and where an arm stands behind its goal."""
+WATCH_S = 1.0
+CALM_S = 6.0
+_DIAGNOSTICS_S = 2.5
+
+
+class Expect(Enum):
+    """What the arms have to do."""
+
+    HOLD = "hold"
+    GO_ON = "go on"
+    EITHER = "hold or go on"
+    END = "hold, and the system ends"
+
+
+def nothing(_: Stack) -> None:
+    """Leaves things as they are."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: in words.
+        inject: makes it.
+        expect: what the arms have to do.
+        says: pattern of what log, status or diagnostics have to say.
+        restore: mends it, so that the system runs again.
+        prompt: the arms have to hold at once: the goal of 40 ms applies. Else what was planned and checked before may
+            run out first.
+        patience_s: how long the hold and the word may take.
+    """
+
+    name: str
+    inject: Callable[[Stack], None]
+    expect: Expect
+    says: str
+    restore: Callable[[Stack], None] = nothing
+    prompt: bool = False
+    patience_s: float = 12.0
+
+
+@dataclass
+class Outcome:
+    """What one injection did.
+
+    Attributes:
+        held_ms: from the fault until no goal changed any more for `QUIET_S`; None where the arms went on.
+        moved_rad: how far a joint was from where it stood at the fault, at most.
+        step_rad: the largest change from one goal to the next.
+        log: the first line that says why.
+        diagnostics: the first status that is not OK.
+        lost: joint commands and joint states that were published and are not in the bag, and how many were published.
+        back_s: from mending it until both arms moved again; None where the system had to be started anew.
+        wrong: what is not as it has to be; empty if all is.
+    """
+
+    held_ms: float | None = None
+    moved_rad: float = 0.0
+    step_rad: float = 0.0
+    log: str = ""
+    diagnostics: str = ""
+    lost: tuple[int, int] | None = None
+    back_s: float | None = None
+    wrong: list[str] = field(default_factory=list)
+
+
+def play(stack: Stack, fault: Fault) -> Outcome:
+    """Injects a fault into the moving system, watches, mends it, and has the system move again."""
+    outcome = Outcome()
+    # what the fault before has left on /diagnostics, and in the log's own patience, is over
+    stack.spin(CALM_S, lambda: not stack.complained(1.5))
+    recording = _record(stack)
+    stack.until_moving()
+    mark = stack.mark()
+    try:
+        fault.inject(stack)
+        _watch(stack, fault, mark, outcome)
+    except SystemEndedError as error:
+        outcome.wrong.append(str(error).splitlines()[0])
+    _judge(stack, fault, mark, outcome)
+    if recording is not None:
+        outcome.lost = _lost(stack, recording)
+    _mend(stack, fault, outcome)
+    return outcome
+
+
+def _record(stack: Stack) -> Path | None:
+    stack.forget_bags()
+    try:
+        return Path(stack.call(RECORD_START))
+    except ClampError:
+        return None
+
+
+def _words(stack: Stack, mark: Mark) -> Iterable[str]:
+    """What was said since, oldest first: log lines, statuses, diagnostics."""
+    yield from stack.told(mark).splitlines()
+    yield from (text for at_s, text in stack.seen.said if at_s >= mark.at_s)
+    yield from (text for at_s, text in stack.seen.diagnostics if at_s >= mark.at_s)
+
+
+def _said(stack: Stack, fault: Fault, mark: Mark) -> str:
+    if not fault.says:
+        return ""
+    pattern = re.compile(fault.says)
+    return next((line for line in _words(stack, mark) if pattern.search(line)), "")
+
+
+def _watch(stack: Stack, fault: Fault, mark: Mark, outcome: Outcome) -> None:
+    """Until the arms hold and somebody has said why, or patience ends; then a little for /diagnostics."""
+
+    def settled() -> bool:
+        held = stack.still() if fault.expect in (Expect.HOLD, Expect.END) else True
+        ended = stack.ended or fault.expect is not Expect.END
+        if not held or not ended or time.monotonic() - mark.at_s < WATCH_S:
+            return False
+        return not fault.says or bool(_said(stack, fault, mark))
+
+    stack.spin(fault.patience_s, settled)
+    held = stack.still()
+    if held:
+        since_s = held_since_s(stack.goals(mark.at_s), mark.at_s, time.monotonic())
+        outcome.held_ms = None if since_s is None else 1e3 * (since_s - mark.at_s)
+    if held is not (fault.expect in (Expect.HOLD, Expect.END)) and fault.expect is not Expect.EITHER:
+        outcome.wrong.append("the arms go on" if not held else "the arms hold")
+    outcome.log = _said(stack, fault, mark)
+    stack.spin(0.0 if stack.ended else _DIAGNOSTICS_S, lambda: _diagnosed(stack, mark))
+    outcome.diagnostics = _diagnosed(stack, mark)
+    if stack.ended is not (fault.expect is Expect.END):
+        outcome.wrong.append("the system ended" if stack.ended else "the system did not end")
+
+
+def _diagnosed(stack: Stack, mark: Mark) -> str:
+    return next((text for at_s, text in stack.seen.diagnostics if at_s > mark.at_s), "")
+
+
+def _judge(stack: Stack, fault: Fault, mark: Mark, outcome: Outcome) -> None:
+    rows = stack.goals(mark.at_s)
+    outcome.step_rad = largest_step(rows)
+    measured = [row for at_s, row in stack.seen.measured if at_s >= mark.at_s]
+    outcome.moved_rad = max((float(abs(row - mark.measured).max()) for row in measured), default=0.0)
+    if outcome.step_rad > STEP_RAD:
+        outcome.wrong.append(f"a goal jumped by {outcome.step_rad:.2f} rad")
+    if fault.says and not outcome.log:
+        outcome.wrong.append(f"nobody said {fault.says!r}")
+
+
+def _lost(stack: Stack, bag: Path) -> tuple[int, int] | None:
+    """(published but not in the bag, published), of joint commands and joint states, as far as they were heard."""
+    published = {name: set(stamps) for name, stamps in stack.seen.stamps.items()}
+    if not stack.ended:
+        with contextlib.suppress(ClampError):
+            stack.quiet()
+            stack.call(RECORD_STOP, data=False)
+    try:
+        if not bag.is_dir():
+            bag = recover(bag.with_name(f"{bag.name}.partial")).path
+        with Episode.open(bag) as episode:
+            lost = 0
+            for name, stamps in published.items():
+                inside = set()
+                for _, cdr in episode.messages(name):
+                    with contextlib.suppress(ClampError):
+                        inside.add(decode_joints(cdr)[0])
+                lost += len(stamps - inside)
+        audit(bag)
+    except (ClampError, OSError):
+        return None
+    return lost, sum(map(len, published.values()))
+
+
+def _mend(stack: Stack, fault: Fault, outcome: Outcome) -> None:
+    start_s = time.monotonic()
+    try:
+        stack.quiet()
+        fault.restore(stack)
+        stack.until_moving()
+        outcome.back_s = time.monotonic() - start_s
+    except (ClampError, OSError) as error:
+        if fault.expect is not Expect.END:
+            outcome.wrong.append(f"does not come back: {str(error).splitlines()[0]}")
+        stack.stop()
+        stack.start()
+
+
+@dataclass
+class Row:
+    """One fault and all its outcomes."""
+
+    group: str
+    fault: Fault
+    outcomes: list[Outcome]
+
+    @property
+    def held_ms(self) -> list[float]:
+        """Times until the arms held, where they did."""
+        return [outcome.held_ms for outcome in self.outcomes if outcome.held_ms is not None]
+
+    @property
+    def wrong(self) -> list[str]:
+        """What was not as it had to be, each once."""
+        return list(dict.fromkeys(text for outcome in self.outcomes for text in outcome.wrong))
+
+    def cells(self) -> dict[str, str]:
+        """The row of the table."""
+        held, times = self.held_ms, len(self.outcomes)
+        first = next((outcome for outcome in self.outcomes if outcome.log), self.outcomes[0])
+        lost = [outcome.lost for outcome in self.outcomes if outcome.lost is not None]
+        back = [outcome.back_s for outcome in self.outcomes if outcome.back_s is not None]
+        did = f"held {len(held)}/{times}" if held else f"went on {times}/{times}"
+        within = sum(time_ms <= GOAL_MS for time_ms in held)
+        return {
+            "group": self.group,
+            "fault": self.fault.name,
+            "arms": did,
+            "held after ms, median (max)": f"{statistics.median(held):.0f} ({max(held):.0f})" if held else "",
+            "within 40 ms": f"{within}/{len(held)}" if self.fault.prompt and held else "",
+            "moved rad": f"{max(outcome.moved_rad for outcome in self.outcomes):.2f}",
+            "largest step rad": f"{max(outcome.step_rad for outcome in self.outcomes):.2f}",
+            "log or status": _short(first.log),
+            "/diagnostics": _short(next((o.diagnostics for o in self.outcomes if o.diagnostics), "")),
+            "bag lost": f"{max(part for part, _ in lost)} of {max(whole for _, whole in lost)}" if lost else "no bag",
+            "back after s": f"{statistics.median(back):.1f}" if back else "started anew",
+            "wrong": "; ".join(self.wrong),
+        }
+
+
+def _short(text: str, length: int = 110) -> str:
+    text = re.sub(r"\[(INFO|WARN|ERROR)\] \[[\d.]+\] ", r"\1 ", text)
+    text = " ".join(text.replace("|", "/").split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def run(stack: Stack, group: str, faults: Sequence[Fault], times: int, tell: Callable[[str], None]) -> list[Row]:
+    """Plays each fault `times` times; a system that ends or does not come back is started anew."""
+    rows = []
+    for fault in faults:
+        row = Row(group, fault, [])
+        for _ in range(times):
+            try:
+                row.outcomes.append(play(stack, fault))
+            except ClampError as error:
+                row.outcomes.append(Outcome(wrong=[f"not played: {str(error).splitlines()[0]}"]))
+                stack.stop()
+                stack.start()
+        rows.append(row)
+        cells = row.cells()
+        held = cells["held after ms, median (max)"]
+        wrong = f"; WRONG: {cells['wrong']}" if cells["wrong"] else ""
+        tell(f"{group}: {fault.name}: {cells['arms']}, {held or '-'} ms; {cells['log or status']}{wrong}")
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table."""
+    lines: list[str] = []
+    for row in rows:
+        cells = row.cells()
+        if not lines:
+            lines = [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
+        lines.append(f"| {' | '.join(cells.values())} |")
+    return "\n".join(lines)
+
+
+def as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table and every outcome, for JSON."""
+    return [{**row.cells(), "outcomes": [asdict(outcome) for outcome in row.outcomes]} for row in rows]

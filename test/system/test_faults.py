@@ -1,0 +1,82 @@
+"""The fault matrix in its short form: a handful of faults, once each, against the robot's graph on emulated devices.
+
+`python test/fault_matrix.py` is the long form, with times. Here nothing is judged by a clock: the arms hold, somebody
+says why, and the system comes back.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import matrix, recordings, robot_faults, sim_faults, start_faults
+from faults.matrix import Expect, Fault
+from faults.stack import Stack, held_since_s, largest_step, running
+
+SHORT = ("emergency stop", "chunk with NaN", "left bus silent", "right elbow overloaded", "policy_node hung")
+RECORDED_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A camera that works."""
+    folder = tmp_path_factory.mktemp("films")
+    recorder = Path(recordings.__file__)
+    subprocess.run([sys.executable, recorder, folder, str(RECORDED_S), "good"], check=True)
+    return folder
+
+
+@pytest.fixture
+def stack(ros_domain_id: int, tmp_path: Path, films: Path) -> Iterator[Stack]:
+    with running(tmp_path, robot=True, patient=True, recordings=films) as system:
+        yield system
+
+
+@pytest.mark.slow
+def test_whatever_fails_the_arms_hold_and_the_log_says_why(stack):
+    faults = {fault.name: fault for fault in robot_faults.robot_faults()}
+    for name in SHORT:
+        outcome = matrix.play(stack, faults[name])
+        assert outcome.wrong == [], name
+        assert outcome.held_ms is not None and outcome.log, name
+    assert "Traceback" not in stack.log.read_text()
+
+
+def test_the_matrix_has_forty_faults_at_least_each_with_a_name_of_its_own():
+    played = [fault.name for fault in (*sim_faults.sim_faults(), *start_faults.start_faults())]
+    robot = [fault.name for fault in robot_faults.robot_faults()]
+    assert len(set(played)) == len(played) and len(set(robot)) == len(robot)
+    assert len({*played, *robot}) >= 40
+    assert set(SHORT) <= set(robot)
+
+
+def test_holding_begins_with_the_last_change_before_a_while_of_none():
+    def row(at_s: float, waist: float) -> tuple[float, np.ndarray]:
+        return at_s, np.concatenate([[waist], np.zeros(13)])
+
+    moving = [row(0.02 * i, 0.02 * i) for i in range(10)]
+    assert held_since_s(moving, 0.0, 0.2) is None
+    assert held_since_s(moving, 0.0, 0.7) == pytest.approx(0.18)
+    again = [*moving, row(1.0, 0.5), row(1.02, 0.52)]
+    assert held_since_s(again, 0.0, 1.1) == pytest.approx(0.18)
+    assert held_since_s([row(0.5, 0.1)], 0.5, 1.0) == 0.5
+    assert largest_step(again) == pytest.approx(0.32)
+
+
+def test_a_row_counts_what_held_in_time_and_tells_what_was_wrong():
+    fault = Fault("bus silent", lambda _: None, Expect.HOLD, "", prompt=True)
+    outcomes = [
+        matrix.Outcome(held_ms=30.0, log="a | b", lost=(2, 100), back_s=1.0),
+        matrix.Outcome(held_ms=50.0, wrong=["nobody said it"], lost=(5, 90)),
+    ]
+    row = matrix.Row("robot", fault, outcomes)
+    cells = row.cells()
+    assert cells["arms"] == "held 2/2" and cells["within 40 ms"] == "1/2"
+    assert cells["held after ms, median (max)"] == "40 (50)" and cells["bag lost"] == "5 of 100"
+    assert cells["wrong"] == "nobody said it" and cells["log or status"] == "a / b"
+    lines = matrix.markdown([row, row]).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
