@@ -94,9 +94,14 @@ def _run_train(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_training.cli").main(words)
 
 
+def _run_calibrate(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.calibrate").main(words)
+
+
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
+    "calibrate": ("tell where the cameras are, from pictures of a printed board", _run_calibrate),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""

@@ -115,7 +115,7 @@ def _add_board(spec: mujoco.MjSpec, board: Board) -> None:
     corners = np.array([(x0, y0, 0.0), (x1, y0, 0.0), (x1, y1, 0.0), (x0, y1, 0.0)])
     mesh = spec.add_mesh(name="charuco", inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
     # the face looks along -z, out of the board
-    below = corners + (0.0, 0.0, 0.004)
+    below = corners + np.array((0.0, 0.0, 0.004))
     mesh.uservert = np.concatenate([corners, below]).ravel()
     mesh.userface = np.array([(0, 2, 1), (0, 3, 2), (4, 5, 6), (4, 6, 7)]).ravel()
     mesh.usertexcoord = np.array([(0, 0), (1, 0), (1, 1), (0, 1)] * 2, dtype=float).ravel()

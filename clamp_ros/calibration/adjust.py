@@ -94,7 +94,7 @@ def adjust(
     damping = 1e-4
     for _ in range(_ITERATIONS):
         scaled = normal + damping * np.diag(np.diag(normal) + 1e-12)
-        step = np.linalg.solve(scaled, -gradient) if system.size else np.zeros(0)
+        step = np.asarray(np.linalg.solve(scaled, -gradient), dtype=np.float64)
         candidate = system.moved(estimate, step)
         new_cost = system.cost(candidate)
         if not new_cost < cost:
@@ -145,9 +145,10 @@ class _System:
 
     def moved(self, estimate: Estimate, step: NDArray[np.float64]) -> Estimate:
         new = self.copy(estimate)
-        for poses, parts in ((new.cameras, self.camera_part), (new.boards, self._board_part)):
-            for key, part in parts.items():
-                poses[key] = _moved(poses[key], step[part])
+        for name, part in self.camera_part.items():
+            new.cameras[name] = _moved(new.cameras[name], step[part])
+        for place, part in self._board_part.items():
+            new.boards[place] = _moved(new.boards[place], step[part])
         for key, part in self._joint_part.items():
             new.joints[key] = new.joints[key] + step[part]
         if self.scale_part is not None:

@@ -41,8 +41,8 @@ class Board:
             object.__setattr__(self, "marker_m", round(_RATIO * self.square_m, 6))
         if not 0.3 * self.square_m <= self.marker_m <= 0.9 * self.square_m:
             raise ConfigError(
-                f"marker_m is {self.marker_m}, expected 0.3 to 0.9 of the square's {self.square_m} m: OpenCV needs white "
-                "around a marker"
+                f"marker_m is {self.marker_m}, expected 0.3 to 0.9 of the square's {self.square_m} m: OpenCV needs "
+                "white around a marker"
             )
         there_are = int(self.dictionary.split("_")[1])
         if self.markers > there_are:
@@ -87,7 +87,8 @@ class Board:
     def corners_m(self) -> NDArray[np.float64]:
         """(N, 3) inner corners of the chessboard in the board's frame, by corner number: row by row."""
         x, y = np.meshgrid(np.arange(1, self.columns), np.arange(1, self.rows))
-        return np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1) * self.square_m
+        corners = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1) * self.square_m
+        return corners.astype(np.float64)
 
     def _opencv(self) -> Any:
         size = (self.columns, self.rows)

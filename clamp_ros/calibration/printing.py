@@ -50,7 +50,7 @@ def print_board(board: Board, path: Path, paper: str = "a3") -> None:
         largest = min(page / (n + _WHITE_M) for page, n in zip(size, (board.columns, board.rows), strict=True))
         raise ConfigError(
             f"a board of {width:.0f}x{height:.0f} mm and its white border do not fit {paper}; its squares may be "
-            f"{1e3 * largest:.0f} mm there at most, or take a larger paper: {', '.join(PAPERS_M)}"
+            f"{int(1e3 * largest)} mm there at most, or take a larger paper: {', '.join(PAPERS_M)}"
         )
     writers = {".pdf": _pdf, ".png": _png}
     if path.suffix.lower() not in writers:

@@ -121,7 +121,7 @@ def board_poses(view: View, pinhole: Pinhole) -> list[Matrix]:
     Raises:
         CalibrationError: none fits.
     """
-    ok, rotations, translations, errors = cv2.solvePnPGeneric(
+    ok, rotations, translations, _ = cv2.solvePnPGeneric(
         view.points_m, view.pixels[:, None], pinhole.k, np.zeros(5), flags=cv2.SOLVEPNP_IPPE
     )
     poses = []

@@ -127,7 +127,8 @@ class Session:
         if content.get("format") != FORMAT:
             raise CalibrationError(f"{folder} has format {content.get('format')!r}, this version reads {FORMAT}")
         try:
-            return cls(folder, Board.from_dict(content["board"]), {str(k): str(v) for k, v in content["mounts"].items()})
+            mounts = {str(camera): str(frame) for camera, frame in content["mounts"].items()}
+            return cls(folder, Board.from_dict(content["board"]), mounts)
         except (KeyError, AttributeError, ClampError) as error:
             raise CalibrationError(f"{folder / _SESSION_FILE} is damaged: {error}") from None
 
@@ -210,11 +211,13 @@ def _read_picture(folder: Path, camera: str, values: Mapping[str, Any]) -> Pictu
     color = cv2.imread(str(folder / f"{camera}.png"), cv2.IMREAD_COLOR)
     if color is None:
         raise CalibrationError(f"{camera}.png cannot be read")
-    depth_path, depth = folder / f"{camera}_depth.png", None
+    depth: NDArray[np.uint16] | None = None
+    depth_path = folder / f"{camera}_depth.png"
     if depth_path.is_file():
-        depth = cv2.imread(str(depth_path), cv2.IMREAD_UNCHANGED)
-        if depth is None or depth.dtype != np.uint16:
+        image = cv2.imread(str(depth_path), cv2.IMREAD_UNCHANGED)
+        if image is None or image.dtype != np.uint16 or image.ndim != 2:
             raise CalibrationError(f"{depth_path.name} is no picture of 16 bits")
+        depth = np.asarray(image, dtype=np.uint16)
     for image in (color, depth):
         if image is not None and image.shape[:2] != (pinhole.height, pinhole.width):
             raise CalibrationError(

@@ -1,4 +1,4 @@
-"""From a session to cameras' poses: corners found, a start, the joint adjustment, stray views set aside, and figures."""
+"""From a session to cameras' poses: corners, a start, the joint adjustment, stray views set aside, and figures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from clamp_ros.calibration.adjust import Adjusted, Prior, adjust
 from clamp_ros.calibration.board import Board, Detection
-from clamp_ros.calibration.problem import Estimate, Matrix, Problem, View, start
+from clamp_ros.calibration.problem import Matrix, Problem, View, start
 from clamp_ros.calibration.session import Picture, Session
 from clamp_ros.contract.errors import CalibrationError
 from clamp_ros.geometry.pinhole import Pinhole
-from clamp_ros.geometry.transforms import angle_between, invert
+from clamp_ros.geometry.transforms import angle_between
 
 STRAY_PX = 3.0
 """A view off by more than this, and by `_STRAY_FACTOR` times the others, was of a moving arm or board."""
@@ -70,8 +70,8 @@ def observe(session: Session, progress: Callable[[str], None] = lambda _: None) 
         for camera, picture in shot.pictures.items():
             if pinholes.setdefault(camera, picture.pinhole) != picture.pinhole:
                 raise CalibrationError(
-                    f"{camera} has {picture.pinhole} in {path.name}, and {pinholes[camera]} before; a session needs one "
-                    "resolution: take it anew"
+                    f"{camera} has {picture.pinhole} in {path.name}, and {pinholes[camera]} before; a session needs "
+                    "one resolution: take it anew"
                 )
             if picture.frame_from_camera is not None:
                 present[camera] = picture.frame_from_camera
@@ -123,7 +123,7 @@ class Solution:
     @property
     def cameras(self) -> Mapping[str, Matrix]:
         """Camera name to (4, 4) frame_from_camera."""
-        return self.adjusted.estimate.cameras
+        return {camera: self.adjusted.estimate.cameras[camera] for camera in self.problem.cameras}
 
     @cached_property
     def figures(self) -> Mapping[str, Figures]:
@@ -308,21 +308,3 @@ def _turn_deg(problem: Problem, views: list[View]) -> float:
     ]  # fmt: skip
     return float(np.rad2deg(max(turns, default=0.0)))
 
-
-def world_from_cameras(problem: Problem, cameras: Mapping[str, Matrix], shot: int) -> dict[str, Matrix]:
-    """(4, 4) poses in the world at a shot, by the measured joints."""
-    from clamp_ros.geometry.kinematics import world_from_gripper
-
-    out = {}
-    for name, pose in cameras.items():
-        arm = problem.arm(name)
-        out[name] = pose if arm is None else world_from_gripper(arm, problem.joints[shot]) @ pose
-    return out
-
-
-def start_disagreement(estimate: Estimate, other: Estimate) -> float:
-    """Largest distance, m, between the places of the board of two estimates."""
-    return max(
-        (float(np.linalg.norm((invert(other.boards[p]) @ pose)[:3, 3])) for p, pose in estimate.boards.items()
-         if p in other.boards), default=0.0,
-    )  # fmt: skip
