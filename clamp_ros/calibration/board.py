@@ -29,8 +29,8 @@ _RATIO = 0.74
 class Board:
     """A ChArUco board as it is printed. The defaults fill an A3 sheet."""
 
-    columns: int = param(10, "squares along the long side", minimum=3, maximum=40)
-    rows: int = param(7, "squares along the short side", minimum=3, maximum=40)
+    columns: int = param(10, "squares along the long side", minimum=4, maximum=40)
+    rows: int = param(7, "squares along the short side", minimum=4, maximum=40)
     square_m: float = param(0.038, "edge of a square, as measured on the print", unit="m", minimum=0.005, maximum=0.5)
     marker_m: float = param(0.0, "edge of a marker; 0: 0.74 of a square", unit="m", minimum=0.0, maximum=0.5)
     dictionary: str = param("4X4_50", "of its ArUco markers", choices=DICTIONARIES)

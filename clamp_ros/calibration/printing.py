@@ -45,7 +45,7 @@ def print_board(board: Board, path: Path, paper: str = "a3") -> None:
         raise ConfigError(f"paper is {paper!r}, expected one of {', '.join(PAPERS_M)}")
     size = PAPERS_M[paper]
     border = _WHITE_M * board.square_m
-    if any(extent + border > page for extent, page in zip(board.size_m, size, strict=True)):
+    if any(extent + border > page + 1e-9 for extent, page in zip(board.size_m, size, strict=True)):
         width, height = (1e3 * extent for extent in board.size_m)
         largest = min(page / (n + _WHITE_M) for page, n in zip(size, (board.columns, board.rows), strict=True))
         raise ConfigError(
