@@ -3,7 +3,7 @@
 Bundle adjustment over SE(3) by Levenberg-Marquardt, with Huber's weights against stray corners. Poses are updated on
 their right side: ``R <- R exp(w)``, ``t <- t + R v``. The joints are observations like the pixels: each shot's may move
 by about `JOINT_SIGMA_RAD`, which is what an encoder's step and a gearbox's play leave open; what they do must then fit
-every camera at once. Normal equations are gathered view by view; there are a few hundred unknowns.
+every camera at once. They are eliminated shot by shot, which leaves some fifty unknowns.
 Source: Triggs et al., Bundle adjustment: a modern synthesis, 1999.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from clamp_ros.calibration.problem import Estimate, Matrix, Problem, View
 from clamp_ros.contract.errors import CalibrationError
-from clamp_ros.contract.robot import ARM_SLICES, NUM_JOINTS
-from clamp_ros.geometry.kinematics import ARM_CHAIN, WORLD_FROM_BASE, world_from_gripper
+from clamp_ros.contract.robot import ARM_SLICES
+from clamp_ros.geometry.kinematics import ARM_CHAIN, GRIPPER_LINK_FROM_GRIPPER, WORLD_FROM_BASE
 from clamp_ros.geometry.transforms import axis_angle, invert, make
 
 PIXEL_SIGMA = 0.25
@@ -27,7 +27,9 @@ PIXEL_SIGMA = 0.25
 JOINT_SIGMA_RAD = 0.0007
 """Of a joint: rounding to its encoder's steps of 2 pi / 4096 has 0.00044 rad; the rest is for its gearbox."""
 _HUBER = 2.0
-_ITERATIONS = 60
+_ITERATIONS = 40
+_CONVERGED = 1e-6
+"""Of the cost: what a step must gain for another one to be worth it."""
 _SINGULAR = 1e-11
 """Of the scaled normal matrix's eigenvalues: below it, nothing was seen of a direction."""
 _ARM_JOINTS = len(ARM_CHAIN)
@@ -88,30 +90,71 @@ def adjust(
     sigmas = [PIXEL_SIGMA] * len(problem.views) if sigmas_px is None else list(sigmas_px)
     system = _System(problem, begin, problem.cameras if free is None else tuple(free), prior, free_scale, sigmas)
     estimate = system.copy(begin)
-    normal, gradient, cost = system.linearise(estimate)
-    if not np.isfinite(cost):
+    fit = system.fit(estimate)
+    if not np.isfinite(fit.cost):
         raise CalibrationError("the start puts the board behind a camera that saw it")
+    normal = system.linearise(estimate, fit)
     damping = 1e-4
     for _ in range(_ITERATIONS):
-        scaled = normal + damping * np.diag(np.diag(normal) + 1e-12)
-        step = np.asarray(np.linalg.solve(scaled, -gradient), dtype=np.float64)
-        candidate = system.moved(estimate, step)
-        new_cost = system.cost(candidate)
-        if not new_cost < cost:
-            if damping > 1e8 or np.abs(step).max(initial=0.0) < 1e-10:
+        candidate, length = system.moved(estimate, normal, damping)
+        new = system.fit(candidate)
+        if not new.cost < fit.cost:
+            if damping > 1e6 or length < 1e-9:
                 break
             damping *= 10.0
             continue
-        converged = cost - new_cost < 1e-9 * cost
-        estimate, damping = candidate, max(0.1 * damping, 1e-9)
-        normal, gradient, cost = system.linearise(estimate)
+        converged = fit.cost - new.cost < _CONVERGED * fit.cost + 1e-9
+        estimate, fit, damping = candidate, new, max(0.1 * damping, 1e-9)
+        normal = system.linearise(estimate, fit)
         if converged:
             break
-    residuals, depths = zip(*(system.residual(estimate, view)[:2] for view in problem.views), strict=True)
-    covariance = system.covariance(normal, estimate)
+    covariance = system.covariance(normal, fit.cost)
     covariances = {name: covariance[part, part] for name, part in system.camera_part.items()}
     scale_sigma = 0.0 if system.scale_part is None else float(np.sqrt(covariance[-1, -1]))
-    return Adjusted(estimate, cost, list(residuals), list(depths), covariances, scale_sigma)
+    residuals, depths = [view.residual for view in fit.views], [view.points[:, 2] for view in fit.views]
+    return Adjusted(estimate, fit.cost, residuals, depths, covariances, scale_sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """An arm in a shot: (4, 4) gripper, (6, 3) points on the joints' axes and (6, 3) their directions, world frame."""
+
+    world_from_gripper: Matrix
+    origins: Matrix
+    axes: Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class _ViewFit:
+    """A view with an estimate: (N, 2) seen minus computed; (N, 3) points of the camera's frame, and of the world."""
+
+    residual: Matrix
+    points: Matrix
+    world: Matrix
+    camera_from_world: Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """All views with an estimate; the cost is infinite where the board is behind a camera."""
+
+    cost: float
+    views: list[_ViewFit]
+    chains: dict[tuple[int, str], _Chain]
+
+
+@dataclass(frozen=True, eq=False)
+class _Normal:
+    """Normal equations with each shot's joints eliminated: they touch one arm's views of one shot only (Schur).
+
+    Attributes:
+        matrix, gradient: of cameras, places and scale.
+        joints: (shot, arm) to (columns, coupling (6, columns), inverse (6, 6), gradient (6,)), to find their steps by.
+    """
+
+    matrix: Matrix
+    gradient: NDArray[np.float64]
+    joints: dict[tuple[int, str], tuple[NDArray[np.int64], Matrix, Matrix, NDArray[np.float64]]]
 
 
 class _System:
@@ -127,9 +170,15 @@ class _System:
         self.size = 0
         self.camera_part = {name: self._part(6) for name in problem.cameras if name in free}
         self._board_part = {place: self._part(6) for place in sorted({view.place for view in problem.views})}
-        moved = sorted({(v.shot, arm) for v in problem.views if (arm := problem.arm(v.camera)) is not None})
-        self._joint_part = {key: self._part(_ARM_JOINTS) for key in moved}
         self.scale_part = self._part(1) if free_scale else None
+        self._groups: dict[tuple[int, str], list[int]] = {}
+        self._rest: list[int] = []
+        for i, view in enumerate(problem.views):
+            arm = problem.arm(view.camera)
+            if arm is None:
+                self._rest.append(i)
+            else:
+                self._groups.setdefault((view.shot, arm), []).append(i)
         missing = [name for name in problem.cameras if name not in begin.cameras]
         missing += [f"place {place}" for place in self._board_part if place not in begin.boards]
         if missing:
@@ -140,51 +189,63 @@ class _System:
         return slice(self.size - size, self.size)
 
     def copy(self, estimate: Estimate) -> Estimate:
-        joints = {key: estimate.joints.get(key, np.zeros(_ARM_JOINTS)).copy() for key in self._joint_part}
+        joints = {key: estimate.joints.get(key, np.zeros(_ARM_JOINTS)).copy() for key in self._groups}
         return Estimate(dict(estimate.cameras), dict(estimate.boards), joints, estimate.scale)
 
-    def moved(self, estimate: Estimate, step: NDArray[np.float64]) -> Estimate:
+    def moved(self, estimate: Estimate, normal: _Normal, damping: float) -> tuple[Estimate, float]:
+        """The estimate after a damped step, and the step's largest number."""
+        damped = normal.matrix + damping * np.diag(np.diag(normal.matrix) + 1e-12)
+        step = np.asarray(np.linalg.solve(damped, -normal.gradient), dtype=np.float64)
+        joints = {
+            key: -inverse @ (gradient + coupling @ step[columns])
+            for key, (columns, coupling, inverse, gradient) in normal.joints.items()
+        }
+        largest = max(float(np.abs(s).max(initial=0.0)) for s in (step, *joints.values()))
+        return self.stepped(estimate, step, joints), largest
+
+    def stepped(
+        self, estimate: Estimate, step: NDArray[np.float64], joints: Mapping[tuple[int, str], NDArray[np.float64]]
+    ) -> Estimate:
         new = self.copy(estimate)
         for name, part in self.camera_part.items():
             new.cameras[name] = _moved(new.cameras[name], step[part])
         for place, part in self._board_part.items():
             new.boards[place] = _moved(new.boards[place], step[part])
-        for key, part in self._joint_part.items():
-            new.joints[key] = new.joints[key] + step[part]
+        for key, change in joints.items():
+            new.joints[key] = new.joints[key] + change
         if self.scale_part is not None:
             new.scale += float(step[self.scale_part][0])
         return new
 
-    def residual(self, estimate: Estimate, view: View) -> tuple[Matrix, NDArray[np.float64], Matrix, Matrix, Matrix]:
-        """(N, 2) seen minus computed, (N,) depths, (N, 3) points of the camera's frame and of the world, (4, 4)."""
-        pinhole = self._problem.pinholes[view.camera]
-        world_from_camera = self._world_from_mount(estimate, view) @ estimate.cameras[view.camera]
+    def fit(self, estimate: Estimate) -> _Fit:
+        chains = {}
+        for (shot, arm), correction in estimate.joints.items():
+            joints = np.array(self._problem.joints[shot])
+            joints[ARM_SLICES[arm]][:_ARM_JOINTS] += correction
+            chains[shot, arm] = chain(arm, joints)
+        views, cost = [], 0.0
+        for view, sigma in zip(self._problem.views, self._sigmas_px, strict=True):
+            fit = self._fit_view(estimate, view, chains)
+            views.append(fit)
+            e = np.linalg.norm(fit.residual, axis=1) / sigma
+            if not np.isfinite(e).all():  # behind the camera
+                return _Fit(np.inf, views, chains)
+            cost += float(np.sum(np.where(e <= _HUBER, e * e, 2.0 * _HUBER * e - _HUBER**2)))
+        cost += sum(float(np.sum((j / JOINT_SIGMA_RAD) ** 2)) for j in estimate.joints.values())
+        cost += sum(float(np.sum(r**2)) for _, r in self._prior_residuals(estimate))
+        return _Fit(cost, views, chains)
+
+    def _fit_view(self, estimate: Estimate, view: View, chains: Mapping[tuple[int, str], _Chain]) -> _ViewFit:
+        world_from_camera = estimate.cameras[view.camera]
+        arm = self._problem.arm(view.camera)
+        if arm is not None:
+            world_from_camera = chains[view.shot, arm].world_from_gripper @ world_from_camera
         board = estimate.boards[view.place]
         world = estimate.scale * view.points_m @ board[:3, :3].T + board[:3, 3]
         camera_from_world = invert(world_from_camera)
         points = world @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]
-        pixels, z = pinhole.project(points)
-        return view.pixels - pixels, z, points, world, camera_from_world
-
-    def _joints(self, estimate: Estimate, shot: int, arm: str) -> NDArray[np.float64]:
-        joints = np.array(self._problem.joints[shot])
-        joints[ARM_SLICES[arm]][:_ARM_JOINTS] += estimate.joints[shot, arm]
-        return joints
-
-    def _world_from_mount(self, estimate: Estimate, view: View) -> Matrix:
-        arm = self._problem.arm(view.camera)
-        return np.eye(4) if arm is None else world_from_gripper(arm, self._joints(estimate, view.shot, arm))
-
-    def cost(self, estimate: Estimate) -> float:
-        total = 0.0
-        for view, sigma in zip(self._problem.views, self._sigmas_px, strict=True):
-            residual, *_ = self.residual(estimate, view)
-            e = np.linalg.norm(residual, axis=1) / sigma
-            if not np.isfinite(e).all():  # behind the camera
-                return np.inf
-            total += float(np.sum(np.where(e <= _HUBER, e * e, 2.0 * _HUBER * e - _HUBER**2)))
-        total += sum(float(np.sum((j / JOINT_SIGMA_RAD) ** 2)) for j in estimate.joints.values())
-        return total + sum(float(np.sum(r**2)) for _, r in self._prior_residuals(estimate))
+        pixels, _ = self._problem.pinholes[view.camera].project(points)
+        return _ViewFit(view.pixels - pixels, points, world, camera_from_world)
 
     def _prior_residuals(self, estimate: Estimate) -> list[tuple[slice, NDArray[np.float64]]]:
         if self._prior is None:
@@ -198,86 +259,101 @@ class _System:
                                                   turned / self._prior.sigma_rad])))  # fmt: skip
         return out
 
-    def linearise(self, estimate: Estimate) -> tuple[Matrix, NDArray[np.float64], float]:
-        """Normal matrix, gradient (of half the cost) and cost."""
-        normal, gradient = np.zeros((self.size, self.size)), np.zeros(self.size)
-        for view, sigma in zip(self._problem.views, self._sigmas_px, strict=True):
-            residual, _, points, world, camera_from_world = self.residual(estimate, view)
+    def linearise(self, estimate: Estimate, fit: _Fit) -> _Normal:
+        """The equations around an estimate."""
+        matrix, gradient = np.zeros((self.size, self.size)), np.zeros(self.size)
+        joints = {}
+
+        def add(i: int) -> tuple[NDArray[np.int64], Matrix, Matrix, NDArray[np.float64]]:
+            """Adds a view; gives its columns, its part of the joints' equations, and their gradient."""
+            view, residual, sigma = self._problem.views[i], fit.views[i].residual, self._sigmas_px[i]
             e = np.linalg.norm(residual, axis=1) / sigma
             weight = np.repeat(np.where(e <= _HUBER, 1.0, _HUBER / np.maximum(e, 1e-12)), 2) / sigma**2
-            columns, jacobian = self._jacobian(estimate, view, points, world, camera_from_world)
-            weighted = jacobian.T * weight
-            normal[np.ix_(columns, columns)] += weighted @ jacobian
-            gradient[columns] -= weighted @ residual.ravel()
-        for key, part in self._joint_part.items():
-            normal[part, part] += np.eye(_ARM_JOINTS) / JOINT_SIGMA_RAD**2
-            gradient[part] += estimate.joints[key] / JOINT_SIGMA_RAD**2
+            columns, outer, inner = self.jacobian(estimate, view, fit.views[i], fit.chains)
+            matrix[np.ix_(columns, columns)] += (outer.T * weight) @ outer
+            gradient[columns] -= (outer.T * weight) @ residual.ravel()
+            weighted = inner.T * weight
+            return columns, weighted @ outer, weighted @ inner, -weighted @ residual.ravel()
+
+        for i in self._rest:
+            add(i)
+        for key, views in self._groups.items():
+            inner = np.eye(_ARM_JOINTS) / JOINT_SIGMA_RAD**2
+            inner_gradient = estimate.joints[key] / JOINT_SIGMA_RAD**2
+            coupling = np.zeros((_ARM_JOINTS, self.size))
+            for i in views:
+                columns, coupled, block, slope = add(i)
+                coupling[:, columns] += coupled
+                inner, inner_gradient = inner + block, inner_gradient + slope
+            columns = np.flatnonzero(coupling.any(axis=0))
+            coupling, inverse = coupling[:, columns], np.linalg.inv(inner)
+            matrix[np.ix_(columns, columns)] -= coupling.T @ inverse @ coupling
+            gradient[columns] -= coupling.T @ inverse @ inner_gradient
+            joints[key] = columns, coupling, inverse, inner_gradient
         for part, residual in self._prior_residuals(estimate):
             assert self._prior is not None  # noqa: S101 (it has residuals)
             sigma = np.repeat([self._prior.sigma_m, self._prior.sigma_rad], 3)
-            normal[part, part] += np.diag(1.0 / sigma**2)
+            matrix[part, part] += np.diag(1.0 / sigma**2)
             gradient[part] += residual / sigma  # a small turn's vector is its own derivative
-        return normal, gradient, self.cost(estimate)
+        return _Normal(matrix, gradient, joints)
 
-    def _jacobian(
-        self, estimate: Estimate, view: View, points: Matrix, world: Matrix, camera_from_world: Matrix
-    ) -> tuple[NDArray[np.int64], Matrix]:
-        """Columns, and (2N, columns) derivatives of the computed pixels by the steps."""
+    def jacobian(
+        self, estimate: Estimate, view: View, fit: _ViewFit, chains: Mapping[tuple[int, str], _Chain]
+    ) -> tuple[NDArray[np.int64], Matrix, Matrix]:
+        """Columns, (2N, columns) derivatives of the computed pixels by the steps, and (2N, 6) by the joints."""
         pinhole = self._problem.pinholes[view.camera]
-        x, y, z = points.T
+        x, y, z = fit.points.T
         zero = np.zeros_like(z)
         pixel = np.stack(
             [np.stack([pinhole.fx / z, zero, -pinhole.fx * x / z**2], axis=1),
              np.stack([zero, pinhole.fy / z, -pinhole.fy * y / z**2], axis=1)], axis=1
         )  # fmt: skip
-        rotation = camera_from_world[:3, :3]
+        rotation = fit.camera_from_world[:3, :3]
         blocks: list[tuple[slice, Matrix]] = []  # (N, 3, columns) derivatives of the points in the camera's frame
         if view.camera in self.camera_part:
             eye = np.broadcast_to(-np.eye(3), (len(z), 3, 3))
-            blocks.append((self.camera_part[view.camera], np.concatenate([eye, _cross(points)], axis=2)))
+            blocks.append((self.camera_part[view.camera], np.concatenate([eye, _cross(fit.points)], axis=2)))
         board = rotation @ estimate.boards[view.place][:3, :3]
         scaled = estimate.scale * view.points_m
         by_board = np.concatenate([np.broadcast_to(board, (len(z), 3, 3)), -board @ _cross(scaled)], axis=2)
         blocks.append((self._board_part[view.place], by_board))
-        arm = self._problem.arm(view.camera)
-        if arm is not None:
-            origins, axes = joint_axes(arm, self._joints(estimate, view.shot, arm))
-            swept = np.cross(axes[None], world[:, None] - origins[None])  # of a point that the gripper carried
-            blocks.append((self._joint_part[view.shot, arm], -np.einsum("ij,nkj->nik", rotation, swept)))
         if self.scale_part is not None:
             blocks.append((self.scale_part, (view.points_m @ board.T)[..., None]))
         columns = np.concatenate([np.arange(part.start, part.stop) for part, _ in blocks])
-        points_by_step = np.concatenate([block for _, block in blocks], axis=2)
-        return columns, (pixel @ points_by_step).reshape(2 * len(z), len(columns))
+        outer = (pixel @ np.concatenate([block for _, block in blocks], axis=2)).reshape(2 * len(z), len(columns))
+        arm = self._problem.arm(view.camera)
+        if arm is None:
+            return columns, outer, np.zeros((2 * len(z), _ARM_JOINTS))
+        carried = chains[view.shot, arm]
+        swept = np.cross(carried.axes[None], fit.world[:, None] - carried.origins[None])  # of points on the gripper
+        inner = pixel @ -np.einsum("ij,nkj->nik", rotation, swept)
+        return columns, outer, inner.reshape(2 * len(z), _ARM_JOINTS)
 
-    def covariance(self, normal: Matrix, estimate: Estimate) -> Matrix:
+    def covariance(self, normal: _Normal, cost: float) -> Matrix:
         """(size, size), scaled by the misfit where that is larger than expected."""
         if not self.size:
             return np.zeros((0, 0))
-        scale = 1.0 / np.sqrt(np.diag(normal) + 1e-300)
-        values, vectors = np.linalg.eigh(normal * np.outer(scale, scale))
+        scale = 1.0 / np.sqrt(np.maximum(np.diag(normal.matrix), 1e-300))
+        values, vectors = np.linalg.eigh(normal.matrix * np.outer(scale, scale))
         good = values > _SINGULAR * values[-1]
         inverse = (vectors[:, good] / values[good]) @ vectors[:, good].T
         observations = sum(2 * len(view.pixels) for view in self._problem.views)
-        unknown = self.size - len(self._joint_part) * _ARM_JOINTS  # a joint's correction brings its own observation
-        misfit = self.cost(estimate) / max(observations - unknown, 1)
+        misfit = cost / max(observations - self.size, 1)  # a joint's correction brings its own observation
         covariance = max(1.0, misfit) * inverse * np.outer(scale, scale)
         unseen = np.abs(vectors[:, ~good]).max(axis=1, initial=0.0) > 1e-4
         covariance[unseen, unseen] = np.inf
         return covariance
 
 
-def joint_axes(arm: str, joints: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
-    """(6, 3) points on the arm's joint axes and (6, 3) their unit directions, world frame, of a (14,) joint vector."""
-    if np.shape(joints) != (NUM_JOINTS,):
-        raise CalibrationError(f"joints have shape {np.shape(joints)}, expected ({NUM_JOINTS},)")
+def chain(arm: str, joints: NDArray[np.float64]) -> _Chain:
+    """An arm's gripper and joint axes, of a (14,) joint vector."""
     pose = WORLD_FROM_BASE[arm]
     origins, axes = [], []
-    for (offset, axis), angle in zip(ARM_CHAIN, joints[ARM_SLICES[arm]], strict=False):
+    for (offset, axis), angle in zip(ARM_CHAIN, joints[ARM_SLICES[arm]].tolist(), strict=False):
         origins.append(pose[:3, :3] @ offset + pose[:3, 3])
         axes.append(pose[:3, :3] @ axis)
-        pose = pose @ make(axis_angle(axis, float(angle)), offset)
-    return np.array(origins), np.array(axes)
+        pose = pose @ make(axis_angle(axis, angle), offset)
+    return _Chain(pose @ GRIPPER_LINK_FROM_GRIPPER, np.array(origins), np.array(axes))
 
 
 def _moved(pose: Matrix, step: NDArray[np.float64]) -> Matrix:

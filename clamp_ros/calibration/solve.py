@@ -19,6 +19,8 @@ from clamp_ros.geometry.transforms import angle_between
 
 STRAY_PX = 3.0
 """A view off by more than this, and by `_STRAY_FACTOR` times the others, was of a moving arm or board."""
+STRAY_RAD = 0.005
+"""Or a wrist camera's view that fits only if a joint was elsewhere by more than this."""
 _STRAY_FACTOR = 5.0
 _STRAY_SHARE = 0.2
 """More strays than this are no strays: then the whole does not fit."""
@@ -233,21 +235,31 @@ def _without_strays(observed: Observed, best: Adjusted) -> tuple[Problem, Adjust
     problem, strays = observed.problem, []
     allowed = int(_STRAY_SHARE * len(problem.views))
     while len(strays) < allowed:
-        rms = np.array([_rms(residual) for residual in best.residuals])
-        worst = int(np.argmax(rms))
-        if rms[worst] < max(STRAY_PX, _STRAY_FACTOR * float(np.median(rms))):
+        excess = {
+            "px": (np.array([_rms(residual) for residual in best.residuals]), STRAY_PX),
+            "mrad": (1e3 * np.array([_joint_error(problem, best, view) for view in problem.views]), 1e3 * STRAY_RAD),
+        }
+        off, worst, unit = max(
+            (float(value[i]) / max(bound, _STRAY_FACTOR * float(np.median(value[value > 0.0]))), i, unit)
+            for unit, (value, bound) in excess.items() if (value > 0.0).any() for i in [int(np.argmax(value))]
+        )  # fmt: skip
+        if off < 1.0:
             break
         view = problem.views[worst]
         rest = [v for v in problem.views if v is not view]
         if not any(v.camera == view.camera for v in rest) or not any(v.place == view.place for v in rest):
             break  # nothing would be left of it
-        strays.append(f"{observed.shots[view.shot]}, {view.camera}: off by {rms[worst]:.1f} px; did something move?")
+        by = f"{excess[unit][0][worst]:.1f} {unit}"
+        strays.append(f"{observed.shots[view.shot]}, {view.camera}: off by {by}; did something move?")
         problem = Problem(problem.mounts, problem.pinholes, problem.joints, rest)
-        try:
-            best = adjust(problem, start(problem, best.estimate.cameras))
-        except CalibrationError:
-            best = adjust(problem, best.estimate)
+        best = adjust(problem, best.estimate)
     return problem, best, strays
+
+
+def _joint_error(problem: Problem, adjusted: Adjusted, view: View) -> float:
+    """The largest correction, rad, of the joints that a view's camera hangs on; 0 for a fixed camera."""
+    arm = problem.arm(view.camera)
+    return 0.0 if arm is None else float(np.abs(adjusted.estimate.joints[view.shot, arm]).max())
 
 
 def view_sigmas_px(adjusted: Adjusted) -> list[float]:

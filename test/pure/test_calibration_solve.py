@@ -9,7 +9,7 @@ import pytest
 from calibration_synthetic import BOARD, CAMERAS, PINHOLES, TRUTH, observed, shifted
 
 from clamp_ros.calibration import quality
-from clamp_ros.calibration.adjust import adjust, joint_axes
+from clamp_ros.calibration.adjust import adjust, chain
 from clamp_ros.calibration.adjust import _System as System
 from clamp_ros.calibration.problem import Problem, board_poses, hand_eye, start
 from clamp_ros.calibration.solve import Observed, Solution, check, distance, solve
@@ -65,27 +65,35 @@ def test_with_noise_poses_are_as_good_as_is_said(solution):
 
 
 def test_derivatives_are_those_of_the_residuals(noisy):
-    problem = noisy.problem
+    problem = replace(noisy.problem, views=noisy.problem.views[:6])
     begin = start(problem, TRUTH)
     system = System(problem, begin, problem.cameras, None, True, [0.25] * len(problem.views))
-    estimate = system.copy(begin)
     rng = np.random.default_rng(0)
-    estimate = system.moved(estimate, 1e-3 * rng.standard_normal(system.size))
-    for view in problem.views[:6]:
-        _, _, points, world, camera_from_world = system.residual(estimate, view)
-        columns, jacobian = system._jacobian(estimate, view, points, world, camera_from_world)
-        for column, analytic in zip(columns, jacobian.T, strict=True):
-            step = np.zeros(system.size)
-            step[column] = 1e-6
-            ahead, behind = (system.residual(system.moved(estimate, s), view)[0].ravel() for s in (step, -step))
-            np.testing.assert_allclose(-(ahead - behind) / 2e-6, analytic, rtol=1e-4, atol=1e-3)
+    wild = {key: 1e-3 * rng.standard_normal(6) for key in system.copy(begin).joints}
+    estimate = system.stepped(begin, 1e-3 * rng.standard_normal(system.size), wild)
+    fit = system.fit(estimate)
+    for i, view in enumerate(problem.views):
+        columns, outer, inner = system.jacobian(estimate, view, fit.views[i], fit.chains)
+        arm = problem.arm(view.camera)
+        unit = np.eye(system.size)
+        steps = [(unit[column], {}) for column in columns]
+        if arm is not None:
+            steps += [(0 * unit[0], {(view.shot, arm): row}) for row in np.eye(6)]
+        for (step, joints), analytic in zip(steps, (*outer.T, *inner.T), strict=False):
+            pixels = [
+                system.fit(system.stepped(estimate, s * step, {k: s * v for k, v in joints.items()})).views[i].residual
+                for s in (1e-6, -1e-6)
+            ]
+            np.testing.assert_allclose(-(pixels[0] - pixels[1]).ravel() / 2e-6, analytic, rtol=1e-4, atol=1e-3)
 
 
 def test_joint_axes_turn_the_gripper():
     joints = REST_POSE + 0.1
     for arm, first in (("left", 0), ("right", 7)):
-        origins, axes = joint_axes(arm, joints)
+        arms = chain(arm, joints)
+        origins, axes = arms.origins, arms.axes
         before = world_from_gripper(arm, joints)
+        np.testing.assert_allclose(arms.world_from_gripper, before, atol=1e-12)
         for i in range(6):
             moved = joints.copy()
             moved[first + i] += 0.2
