@@ -140,8 +140,9 @@ class Board:
             return Detection(np.empty(0, np.int64), np.empty((0, 2)))
         ids = np.asarray(ids).ravel().astype(np.int64)
         pixels = np.asarray(corners, dtype=np.float64).reshape(-1, 2)
-        if np.linalg.matrix_rank(self.corners_m[ids, :2] - self.corners_m[ids[0], :2], tol=1e-6) < 2:
-            return Detection(np.empty(0, np.int64), np.empty((0, 2)))  # all on one line: no pose
+        rows, columns = np.divmod(ids, self.columns - 1)
+        if len(ids) - max(np.bincount(rows).max(), np.bincount(columns).max()) < 2:
+            return Detection(np.empty(0, np.int64), np.empty((0, 2)))  # all but one on a line: no pose
         return Detection(ids, pixels)
 
     def explain_absence(self, image: NDArray[np.uint8]) -> str:

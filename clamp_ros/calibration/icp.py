@@ -1,8 +1,9 @@
 """Fixed cameras moved so that their clouds lie on one another: point-to-plane ICP by Open3D, kept only where it helps.
 
-Corners of the board say where a colour camera is. Where a camera's depth is not quite aligned to its colour, clouds
-that were placed by corners still lie side by side, and ICP brings them together. Where depth is merely noisy, or the
-scene is so flat that clouds may slide along it, ICP makes a good calibration worse: then it is not used, and says why.
+It helps where a fixed camera saw few corners, far away or at one side of its picture: then the clouds know better how it
+is tilted, and the corners fit as well as before. It is not used where the scene is so flat that clouds slide along it,
+where they are not brought nearer by it, or where the corners contradict: then the camera's depth is off (its scale, or
+its alignment to colour), and to move the camera would only hide that.
 """
 
 from __future__ import annotations

@@ -113,15 +113,12 @@ class _Posed:
 
 
 def board_poses(view: View, pinhole: Pinhole) -> list[Matrix]:
-    """(4, 4) camera_from_board, the best first.
+    """(4, 4) camera_from_board, the best first; none where few corners, nearly in a line, fit no pose.
 
     A small or distant plane looks nearly the same tilted towards the camera as away from it. Both poses are given where
-    their residuals differ by less than half.
-
-    Raises:
-        CalibrationError: none fits.
+    one's residual is less than twice the other's.
     """
-    ok, rotations, translations, _ = cv2.solvePnPGeneric(
+    _, rotations, translations, _ = cv2.solvePnPGeneric(
         view.points_m, view.pixels[:, None], pinhole.k, np.zeros(5), flags=cv2.SOLVEPNP_IPPE
     )
     poses = []
@@ -133,8 +130,6 @@ def board_poses(view: View, pinhole: Pinhole) -> list[Matrix]:
         pixels, z = pinhole.project(view.points_m @ pose[:3, :3].T + pose[:3, 3])
         if np.isfinite(pose).all() and (z > 0.0).all():
             poses.append((float(np.sqrt(np.mean((pixels - view.pixels) ** 2))), pose))
-    if not ok or not poses:
-        raise CalibrationError(f"no pose of the board fits what {view.camera} saw in shot {view.shot}")
     poses.sort(key=lambda item: item[0])
     return [pose for rms, pose in poses if rms <= 2.0 * poses[0][0] + 1e-6]
 
@@ -180,7 +175,9 @@ def start(problem: Problem, known: Mapping[str, Matrix] | None = None) -> Estima
     Raises:
         CalibrationError: a camera or a place cannot be reached from the known cameras; the message says why.
     """
-    posed = [_Posed(view, board_poses(view, problem.pinholes[view.camera])) for view in problem.views]
+    posed = [
+        _Posed(view, poses) for view in problem.views if (poses := board_poses(view, problem.pinholes[view.camera]))
+    ]  # fmt: skip
     cameras = dict(known) if known is not None else _by_hand_eye(problem, posed)
     cameras = {name: pose for name, pose in cameras.items() if name in problem.cameras}
     if not cameras:

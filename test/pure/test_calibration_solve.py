@@ -9,8 +9,8 @@ import pytest
 from calibration_synthetic import BOARD, CAMERAS, PINHOLES, TRUTH, observed, shifted
 
 from clamp_ros.calibration import quality
-from clamp_ros.calibration.adjust import adjust, chain
 from clamp_ros.calibration.adjust import _System as System
+from clamp_ros.calibration.adjust import adjust, chain
 from clamp_ros.calibration.problem import Problem, board_poses, hand_eye, start
 from clamp_ros.calibration.solve import Observed, Solution, check, distance, solve
 from clamp_ros.contract.errors import CalibrationError
@@ -131,6 +131,16 @@ def test_a_plane_that_looks_the_same_tilted_either_way_has_two_poses(exact):
     rng = np.random.default_rng(0)
     view = replace(near, points_m=BOARD.corners_m, pixels=pixels + 0.3 * rng.standard_normal(pixels.shape))
     assert len(board_poses(view, PINHOLES["front_left"])) == 2
+
+
+def test_corners_on_a_line_have_no_pose_and_do_no_harm(exact):
+    line = next(v for v in exact.problem.views if v.camera == "back_right")
+    on_row = np.flatnonzero(line.points_m[:, 1] == line.points_m[0, 1])
+    kept = replace(line, points_m=line.points_m[on_row], pixels=line.pixels[on_row], depth_m=line.depth_m[on_row])
+    assert board_poses(kept, PINHOLES["back_right"]) == []
+    views = [kept if v is line else v for v in exact.problem.views]
+    result = solve(replace(exact, problem=replace(exact.problem, views=views)))
+    assert max(mm for mm, _ in errors(result).values()) < 1e-2
 
 
 def test_a_board_of_another_size_is_noticed(exact):
