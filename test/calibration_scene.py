@@ -43,17 +43,20 @@ class Noise:
 class Scene:
     """The cell; a context manager. Boards are moved, arms are set, pictures are drawn."""
 
-    def __init__(self, board: Board, width: int, height: int, *, boxes: bool = False, depth_faults: bool = True) -> None:
-        """`boxes` stand on the table, for clouds to hold on to."""
+    def __init__(
+        self, board: Board, width: int, height: int, *, boxes: bool = False, depth_faults: bool = True
+    ) -> None:  # fmt: skip
+        """`boxes` stand on the table, for clouds to hold on to; depth has a D435's faults, as config/sim_d435.yaml."""
         self.board = board
-        faults = DepthFaults() if not depth_faults else DepthFaults(noise_m=0.08 / (0.5 * height / np.tan(np.deg2rad(21.0)) * 0.05), hole_fraction=0.01)
+        focal_px = 0.5 * height / np.tan(np.deg2rad(21.0))
+        faults = DepthFaults(noise_m=0.08 / (focal_px * 0.05), hole_fraction=0.01) if depth_faults else DepthFaults()
         self.cameras: Mapping[str, CameraConfig] = default_cameras(width=width, height=height, faults=faults)
         spec = build_robot_spec("primitive")
         _add_board(spec, board)
         for x, y in ((-0.15, -0.25), (0.1, 0.28), (0.25, -0.22)) if boxes else ():
             turned = wxyz_from_xyzw(quat_xyzw_from_rotation(axis_angle((0, 0, 1), 2.0 * x)))
-            spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=(0.08, 0.05, 0.08), pos=(x, y, 0.08), quat=turned,
-                                    group=VISUAL_GROUP, contype=0, conaffinity=0, density=0.0)  # fmt: skip
+            spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=(0.08, 0.05, 0.08), pos=(x, y, 0.08),
+                                    quat=turned, group=VISUAL_GROUP, contype=0, conaffinity=0, density=0.0)  # fmt: skip
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._renderer = Renderer(self.model, self.cameras.values())

@@ -1,9 +1,9 @@
 """Fixed cameras moved so that their clouds lie on one another: point-to-plane ICP by Open3D, kept only where it helps.
 
-It helps where a fixed camera saw few corners, far away or at one side of its picture: then the clouds know better how it
-is tilted, and the corners fit as well as before. It is not used where the scene is so flat that clouds slide along it,
-where they are not brought nearer by it, or where the corners contradict: then the camera's depth is off (its scale, or
-its alignment to colour), and to move the camera would only hide that.
+It helps where a fixed camera saw few corners, far away or at one side of its picture: then the clouds know better how
+it is tilted, and the corners fit as well as before. It is not used where the scene is so flat that clouds slide along
+it, where they are not brought nearer by it, or where the corners contradict: then the camera's depth is off (its scale,
+or its alignment to colour), and to move the camera would only hide that.
 """
 
 from __future__ import annotations

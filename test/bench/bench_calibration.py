@@ -1,6 +1,6 @@
 """How well `clamp calibrate` recovers known poses of all cameras in MuJoCo, over several seeds, and where time goes.
 
-    python test/bench/bench_calibration.py                             # 848x480, 4 places of the board x 3 shots, 3 seeds
+    python test/bench/bench_calibration.py                             # 848x480, 4 places x 3 shots, 3 seeds
     python test/bench/bench_calibration.py --size 640x360 --seeds 1 --keep data/sessions
 
 Each seed has other poses of the arms, other noise and another wrong start. Printed are each camera's error, the
@@ -54,13 +54,14 @@ def main() -> int:
             found = time.process_time()
             solution = solve(observed, shifted(scene.truth, seed=seed))
             solved = time.process_time()
+            grade = quality.report(observed, solution).grade.name.lower()
             print(f"seed {seed}: corners {found - began:.1f} s, adjustment {solved - found:.1f} s of CPU; "
-                  f"board {solution.scale[0]:.5f}; verdict {quality.report(observed, solution).grade.name.lower()}")  # fmt: skip
+                  f"board {solution.scale[0]:.5f}; verdict {grade}")  # fmt: skip
             for name, figures in solution.figures.items():
                 mm, deg = distance(solution.cameras[name], scene.truth[name])
                 worst = max(worst[0], mm), max(worst[1], deg)
-                print(f"  {name:12} {mm:.2f} mm {deg:.3f} deg  (said: {figures.sigma_mm:.2f} mm {figures.sigma_deg:.3f} "
-                      f"deg)  {figures.views:2} views, {figures.rms_px:.2f} px {figures.rms_mm:.2f} mm; "
+                print(f"  {name:12} {mm:.2f} mm {deg:.3f} deg  (said: {figures.sigma_mm:.2f} mm "
+                      f"{figures.sigma_deg:.3f} deg)  {figures.views:2} views, {figures.rms_px:.2f} px; "
                       f"started {figures.moved_mm:.0f} mm {figures.moved_deg:.1f} deg off")  # fmt: skip
     print(f"largest: {worst[0]:.2f} mm, {worst[1]:.3f} deg")
     return int(worst[0] > 1.0 or worst[1] > 0.1)

@@ -104,7 +104,7 @@ def test_a_picture_of_another_size_or_none_is_named(tmp_path: Path):
 def test_a_session_is_of_one_board_and_its_cameras(tmp_path: Path):
     folder = tmp_path / "s"
     Session.create(folder, BOARD, MOUNTS)
-    with pytest.raises(CalibrationError, match="is a session with a board of 10x7 squares of 38 mm.*not with 8x5"):
+    with pytest.raises(CalibrationError, match=r"is a session with a board of 10x7 squares of 38 mm.*not with 8x5"):
         Session.create(folder, Board(8, 5), MOUNTS)
     with pytest.raises(CalibrationError, match="camera 'top' is not one of front_left"):
         Session.create(tmp_path / "t", BOARD, {"top": "world"})
@@ -166,8 +166,9 @@ def test_any_pose_is_read_back(tmp_path_factory, position, angle):
 def test_values_over_several_lines_and_links_are_replaced(tmp_path: Path):
     real = tmp_path / "real.yaml"
     real.write_text(
-        "# mine\ncamera_node:\n  ros__parameters:\n    front_left:\n      position_m:\n        - 1.0\n        - 2.0 # y\n"
-        "        - 3.0\n      quat_xyzw: [0.0, 0.0,\n        0.0, 1.0]\n      frame: world\n      width: 640 # px\n"
+        "# mine\ncamera_node:\n  ros__parameters:\n    front_left:\n      position_m:\n        - 1.0\n"
+        "        - 2.0 # y\n        - 3.0\n      quat_xyzw: [0.0, 0.0,\n"
+        "        0.0, 1.0]\n      frame: world\n      width: 640 # px\n"
     )
     link = tmp_path / "link.yaml"
     link.symlink_to(real)
@@ -240,7 +241,7 @@ def test_no_shot_of_a_moving_arm_nor_without_joints():
     capture.clear()
     capture.add_color("front_left", NOW, np.zeros((24, 32, 3), np.uint8))
     capture.add_pinhole("front_left", NOW, SMALL)
-    with pytest.raises(CalibrationError, match="0 joint states came in the 0.25 s"):
+    with pytest.raises(CalibrationError, match=r"0 joint states came in the 0.25 s"):
         capture.take(NOW, 0, {})
     with pytest.raises(ContractError, match="not finite at: left/waist"):
         capture.add_joints(NOW, np.full(14, np.nan))

@@ -1,4 +1,4 @@
-"""The joint adjustment on projected corners: exact without noise, honest with it, and clear about what cannot be told."""
+"""The adjustment on projected corners: exact without noise, honest with it, and clear about what cannot be told."""
 
 from __future__ import annotations
 
@@ -107,9 +107,8 @@ def test_hand_eye_takes_turns_about_two_axes():
     gripper_from_camera, world_from_board = TRUTH["wrist_left"], make(translation=(0.1, 0.0, 0.0))
 
     def poses(axes):
-        grippers = [
-            make(axis_angle(axis, angle), rng.normal(0, 0.1, 3)) for axis, angle in zip(axes, (0.0, 0.6, 1.1, -0.7))
-        ]
+        turns = zip(axes, (0.0, 0.6, 1.1, -0.7), strict=True)
+        grippers = [make(axis_angle(axis, angle), rng.normal(0, 0.1, 3)) for axis, angle in turns]
         return grippers, [invert(g @ gripper_from_camera) @ world_from_board for g in grippers]
 
     grippers, boards = poses([(1, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])

@@ -12,15 +12,22 @@ import pytest
 from calibration_scene import Noise, Scene, board_places, looking_poses, mounts
 from calibration_synthetic import TRUTH, shifted
 
-from clamp_ros import cli
+from clamp_ros import calibrate, cli
 from clamp_ros.calibration import clouds, icp, quality
 from clamp_ros.calibration.adjust import adjust
 from clamp_ros.calibration.board import Board
 from clamp_ros.calibration.cameras_file import read_cameras, write_poses
+from clamp_ros.calibration.capture import STILL_RAD
 from clamp_ros.calibration.problem import Estimate, start
 from clamp_ros.calibration.session import Session, Shot
 from clamp_ros.calibration.solve import Observed, Solution, distance, observe, solve
+from clamp_ros.contract.interfaces import JOINT_STATES, camera_info_topic, color_topic, depth_topic, optical_frame
+from clamp_ros.contract.robot import LOWER_LIMITS, UPPER_LIMITS
 from clamp_ros.geometry.transforms import axis_angle, make
+from clamp_ros.record import messages
+from clamp_ros.record.episode import JointSeries
+from clamp_ros.record.metadata import EpisodeMetadata
+from clamp_ros.record.writer import EpisodeWriter
 from clamp_ros.share import share_folder
 
 BOARD = Board()
@@ -132,6 +139,53 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "has no shot" in capsys.readouterr().err
 
 
+def test_a_bag_becomes_a_session_at_its_pauses(session, tmp_path, capsys):
+    """Each shot is played as a pause of half a second and more, with the arms moving in between."""
+    shots = [session.read(path) for path in session.shots()[:4]]
+    bag = tmp_path / "bag"
+    writer = EpisodeWriter(bag, EpisodeMetadata(task="", cameras=tuple(TRUTH)), compression="lz4", wait=True)
+    stamp = 1_000_000_000
+    for shot in shots:
+        for tick in range(100):  # a second at rest, a second on the way, at 50 Hz
+            moving = max(0, tick - 50) * 0.01
+            cdr = messages.encode_joints(stamp, np.clip(shot.joints + moving, LOWER_LIMITS, UPPER_LIMITS))
+            writer.write(JOINT_STATES.name, JOINT_STATES.type, stamp, cdr)
+            if tick == 25:
+                for name, seen in shot.pictures.items():
+                    assert seen.depth_mm is not None
+                    frame = optical_frame(name)
+                    color, depth = (messages.encode_color(stamp, frame, seen.color),
+                                    messages.encode_depth(stamp, frame, seen.depth_mm))  # fmt: skip
+                    writer.write(color_topic(name), messages.IMAGE, stamp, color)
+                    writer.write(depth_topic(name), messages.IMAGE, stamp, depth)
+                    info = messages.encode_camera_info(stamp, frame, seen.pinhole)
+                    writer.write(camera_info_topic(name), messages.CAMERA_INFO, stamp, info)
+            stamp += 20_000_000
+    writer.close()
+    config = tmp_path / "cameras.yaml"
+    config.write_text((share_folder() / "config/cameras.yaml").read_text())
+    write_poses(config, TRUTH, mounts(), "true")
+    cli.main(["calibrate", "check", str(bag), "--config", str(config)])
+    assert f"{len(shots)} shots from" in capsys.readouterr().out
+    made = Session.open(tmp_path / "bag_calibration")
+    read = [made.read(path) for path in made.shots()]
+    assert [shot.place for shot in read] == [shot.place for shot in shots], "fixed cameras saw the board being moved"
+    for got, given in zip(read, shots, strict=True):
+        np.testing.assert_allclose(got.joints, given.joints, atol=STILL_RAD)
+        np.testing.assert_array_equal(got.pictures["front_left"].color, given.pictures["front_left"].color)
+
+
+def test_pauses_are_where_the_arms_stand_still():
+    stamps = np.arange(0, 4_000_000_000, 20_000_000)
+    moving = np.where((stamps > 1_000_000_000) & (stamps < 2_000_000_000), stamps * 1e-9, 0.0)
+    positions = np.zeros((len(stamps), 14))
+    positions[:, 2] = moving
+    positions[:, 6] = stamps * 1e-11  # a gripper may move
+    spans = calibrate.pauses(JointSeries(stamps, positions, positions))
+    assert spans == [(0, 1_000_000_000), (2_000_000_000, int(stamps[-1]))]
+    assert calibrate.pauses(JointSeries(stamps[:0], positions[:0], positions[:0])) == []
+
+
 # ICP.
 
 
@@ -148,7 +202,7 @@ def with_boxes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Solution, list
     """A solution at the true poses, of two shots with boxes on the table and depth without noise."""
     session = Session.create(tmp_path_factory.mktemp("boxes") / "session", BOARD, mounts())
     rng = np.random.default_rng(1)
-    with Scene(BOARD, 424, 240, boxes=True, depth_faults=False) as scene:
+    with Scene(BOARD, 640, 360, boxes=True, depth_faults=False) as scene:
         place = board_places(BOARD, 1)[0]
         for joints in looking_poses(BOARD, scene.cameras, place, 2, rng):
             session.add(scene.shoot(joints, place, 0, rng, Noise(0.0, 0.0, 0.0)))
