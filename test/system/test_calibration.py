@@ -161,7 +161,7 @@ def test_a_bag_becomes_a_session_at_its_pauses(session, tmp_path, capsys):
                     info = messages.encode_camera_info(stamp, frame, seen.pinhole)
                     writer.write(camera_info_topic(name), messages.CAMERA_INFO, stamp, info)
             stamp += 20_000_000
-    writer.close()
+    writer.close("success")
     config = tmp_path / "cameras.yaml"
     config.write_text((share_folder() / "config/cameras.yaml").read_text())
     write_poses(config, TRUTH, mounts(), "true")
