@@ -125,11 +125,16 @@ def _run_train(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_training.cli").main(words)
 
 
+def _run_calibrate(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.calibrate").main(words)
+
+
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
     "teleop": ("move the robot, or its simulation, with the leader arms: clamp teleop sim:=true", _run_teleop),
     "keys": ("start, stop and discard teleoperation by keys or a foot pedal", _run_keys),
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
+    "calibrate": ("tell where the cameras are, from pictures of a printed board", _run_calibrate),
     "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }

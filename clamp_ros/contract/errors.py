@@ -47,3 +47,7 @@ class SimulationError(ClampError):
 
 class CameraError(ClampError):
     """A camera is absent, in use by another program, or has stopped sending; it may come back."""
+
+
+class CalibrationError(ClampError):
+    """Cameras cannot be calibrated from what was seen: no board, too few poses, another board, a moving arm."""

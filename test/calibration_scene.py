@@ -1,0 +1,184 @@
+"""A cell with a ChArUco board in it, drawn by MuJoCo with the simulation's cameras, and arms that look at the board."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from clamp_ros.calibration.board import Board
+from clamp_ros.calibration.session import MOUNTS, Picture, Shot
+from clamp_ros.contract.robot import ARM_SLICES, ARMS, JOINT_NAMES, LOWER_LIMITS, REST_POSE, UPPER_LIMITS
+from clamp_ros.geometry.kinematics import world_from_gripper
+from clamp_ros.geometry.transforms import apply, axis_angle, invert, make, quat_xyzw_from_rotation, wxyz_from_xyzw
+from clamp_ros.sim.cameras import CameraConfig, DepthFaults, default_cameras
+from clamp_ros.sim.render import Renderer
+from clamp_ros.sim.robot_model import VISUAL_GROUP, build_robot_spec
+
+ENCODER_STEP_RAD = 2.0 * np.pi / 4096
+"""Of a Dynamixel X motor."""
+FACE_DOWN = np.diag([1.0, -1.0, -1.0])
+"""world_from_board of a board on the table: its z, into the board, points down, its x along the world's."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is wrong with a measurement.
+
+    Attributes:
+        grey: standard deviation of each colour value, of 255.
+        blur_px: of the lens.
+        joint_rad: standard deviation of a joint beside the rounding to its encoder's steps.
+    """
+
+    grey: float = 3.0
+    blur_px: float = 0.5
+    joint_rad: float = 0.0003
+
+
+class Scene:
+    """The cell; a context manager. Boards are moved, arms are set, pictures are drawn."""
+
+    def __init__(
+        self, board: Board, width: int, height: int, *, boxes: bool = False, depth_faults: bool = True
+    ) -> None:  # fmt: skip
+        """`boxes` stand on the table, for clouds to hold on to; depth has a D435's faults, as config/sim_d435.yaml."""
+        self.board = board
+        focal_px = 0.5 * height / np.tan(np.deg2rad(21.0))
+        faults = DepthFaults(noise_m=0.08 / (focal_px * 0.05), hole_fraction=0.01) if depth_faults else DepthFaults()
+        self.cameras: Mapping[str, CameraConfig] = default_cameras(width=width, height=height, faults=faults)
+        spec = build_robot_spec("primitive")
+        _add_board(spec, board)
+        for x, y in ((-0.15, -0.25), (0.1, 0.28), (0.25, -0.22)) if boxes else ():
+            turned = wxyz_from_xyzw(quat_xyzw_from_rotation(axis_angle((0, 0, 1), 2.0 * x)))
+            spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=(0.08, 0.05, 0.08), pos=(x, y, 0.08),
+                                    quat=turned, group=VISUAL_GROUP, contype=0, conaffinity=0, density=0.0)  # fmt: skip
+        self.model = spec.compile()
+        self.data = mujoco.MjData(self.model)
+        self._renderer = Renderer(self.model, self.cameras.values())
+        joints = [self.model.actuator_trnid[self.model.actuator(name).id, 0] for name in JOINT_NAMES]
+        self._qpos = self.model.jnt_qposadr[joints]
+        self._frame = 0
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._renderer.close()
+
+    @property
+    def truth(self) -> dict[str, NDArray[np.float64]]:
+        """Camera name to (4, 4) frame_from_camera."""
+        return {name: camera.frame_from_camera for name, camera in self.cameras.items()}
+
+    def shoot(
+        self, joints: NDArray[np.float64], world_from_board: NDArray[np.float64], place: int,
+        rng: np.random.Generator, noise: Noise = Noise(),
+    ) -> Shot:  # fmt: skip
+        """All cameras' pictures of arms and board as they are told to be, and joints as they are measured."""
+        self.data.qpos[self._qpos] = joints
+        self.data.qpos[self._qpos[6::7] + 1] = joints[6::7]
+        body = self.model.body("charuco")
+        self.model.body_pos[body.id] = world_from_board[:3, 3]
+        self.model.body_quat[body.id] = wxyz_from_xyzw(quat_xyzw_from_rotation(world_from_board[:3, :3]))
+        mujoco.mj_forward(self.model, self.data)
+        self._frame += 1
+        stamp = 1_000_000_000 * self._frame
+        pictures = {}
+        for name, camera in self.cameras.items():
+            color, depth_mm = self._renderer.render(self.data, name, self._frame)
+            pictures[name] = Picture(stamp, _seen(color, rng, noise), depth_mm, camera.pinhole)
+        return Shot(stamp, measured(joints, rng, noise), place, pictures)
+
+
+def measured(joints: NDArray[np.float64], rng: np.random.Generator, noise: Noise) -> NDArray[np.float64]:
+    """(14,) joints as encoders tell them."""
+    noisy = joints + noise.joint_rad * rng.standard_normal(14)
+    out = np.rint(noisy / ENCODER_STEP_RAD) * ENCODER_STEP_RAD if noise.joint_rad else noisy
+    out[6::7] = joints[6::7]
+    return out
+
+
+def _seen(color: NDArray[np.uint8], rng: np.random.Generator, noise: Noise) -> NDArray[np.uint8]:
+    image = cv2.GaussianBlur(color, (0, 0), noise.blur_px).astype(np.float32) if noise.blur_px else color
+    image = image + noise.grey * rng.standard_normal(color.shape, dtype=np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _add_board(spec: mujoco.MjSpec, board: Board) -> None:
+    """A plate whose face is a textured square mesh in the board's frame, half a square of white around the chess."""
+    margin = 0.5 * board.square_m
+    image = board.image(64 / board.square_m, margin)
+    texture = spec.add_texture(name="charuco", type=mujoco.mjtTexture.mjTEXTURE_2D, width=image.shape[1],
+                               height=image.shape[0], nchannel=3)  # fmt: skip
+    texture.data = np.repeat(image[..., None], 3, axis=2).tobytes()
+    material = spec.add_material(name="charuco", specular=0.0, shininess=0.0, emission=0.3)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "charuco"
+    x0, y0, (width, height) = -margin, -margin, board.size_m
+    x1, y1 = width + margin, height + margin
+    corners = np.array([(x0, y0, 0.0), (x1, y0, 0.0), (x1, y1, 0.0), (x0, y1, 0.0)])
+    mesh = spec.add_mesh(name="charuco", inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
+    # the face looks along -z, out of the board
+    below = corners + np.array((0.0, 0.0, 0.004))
+    mesh.uservert = np.concatenate([corners, below]).ravel()
+    mesh.userface = np.array([(0, 2, 1), (0, 3, 2), (4, 5, 6), (4, 6, 7)]).ravel()
+    mesh.usertexcoord = np.array([(0, 0), (1, 0), (1, 1), (0, 1)] * 2, dtype=float).ravel()
+    mesh.userfacetexcoord = mesh.userface
+    body = spec.worldbody.add_body(name="charuco", pos=(0.0, 0.0, 0.01))
+    body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="charuco", material="charuco", group=VISUAL_GROUP,
+                  contype=0, conaffinity=0, density=0.0)  # fmt: skip
+
+
+def board_places(board: Board, count: int) -> list[NDArray[np.float64]]:
+    """(4, 4) world_from_board of places on the table, the board leaning on something where it is not flat."""
+    leans = [(0.0, 0.0), (20.0, 0.0), (0.0, 20.0), (-20.0, 10.0)]
+    out = []
+    for i in range(count):
+        roll, pitch = np.deg2rad(leans[i % len(leans)])
+        rotation = axis_angle((0, 0, 1), 0.15 * (i - 1)) @ axis_angle((1, 0, 0), roll) @ axis_angle((0, 1, 0), pitch)
+        centre = np.array([0.02 * (i - 1), -0.02 * i, 0.01 + 0.1 * (i % len(leans) != 0)])
+        pose = make(rotation @ FACE_DOWN, centre)
+        out.append(make(pose[:3, :3], apply(pose, (-0.5 * board.size_m[0], -0.5 * board.size_m[1], 0.0))))
+    return out
+
+
+def looking_poses(
+    board: Board, cameras: Mapping[str, CameraConfig], world_from_board: NDArray[np.float64], count: int,
+    rng: np.random.Generator,
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """(14,) joints at which each arm's wrist camera has much of the board in its picture, from different sides."""
+    found: dict[str, list[NDArray[np.float64]]] = {arm: [] for arm in ARMS}
+    corners = apply(world_from_board, board.corners_m)
+    low, high = LOWER_LIMITS[:6], UPPER_LIMITS[:6]
+    spread = np.array([0.7, 0.5, 0.5, 1.0, 0.6, 1.2])
+    for arm in ARMS:
+        camera = cameras[f"wrist_{arm}"]
+        sign = 1.0 if arm == "left" else -1.0
+        for _ in range(40_000):
+            if len(found[arm]) == count:
+                break
+            joints = np.array(REST_POSE)
+            base = np.array([0.0, -0.6, 0.6, 0.0, 0.9, 0.0])
+            joints[ARM_SLICES[arm]][:6] = np.clip(base + spread * rng.uniform(-1.0, 1.0, 6), low, high)
+            gripper = world_from_gripper(arm, joints)
+            # on its own side of the cell, above the board
+            if gripper[2, 3] < 0.12 or sign * gripper[0, 3] > -0.04:
+                continue
+            pose = invert(gripper @ camera.frame_from_camera)
+            pixels, z = camera.pinhole.project(apply(pose, corners))
+            inside = (z > 0.1) & (np.abs(pixels / (camera.width, camera.height) - 0.5) < 0.47).all(axis=1)
+            facing = (gripper @ camera.frame_from_camera)[:3, 2] @ world_from_board[:3, 2]
+            if inside.sum() >= 0.5 * len(corners) and facing > 0.6:
+                found[arm].append(joints[ARM_SLICES[arm]])
+        if len(found[arm]) < count:
+            raise RuntimeError(f"{len(found[arm])} poses of the {arm} arm see the board, {count} are wanted")
+    return [np.concatenate([found["left"][i], found["right"][i]]) for i in range(count)]
+
+
+def mounts() -> dict[str, str]:
+    """As a session has them."""
+    return dict(MOUNTS)
