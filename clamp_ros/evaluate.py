@@ -156,12 +156,10 @@ def evaluate(
     missing = missing_seeds(results, seeds)
     if not missing:
         return results
-    pictures = out.with_name(f"{out.stem}_failures") if watching.pictures else None
-    job = _Job(artifact, task, rollout, watching, pictures, threads=max(1, (os.cpu_count() or 1) // workers))
-    rows = play_in_workers(
-        functools.partial(_player, job), missing, functools.partial(lost_row, task), workers=workers, stall_s=stall_s
-    )
-    with closing(rows):
+    threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+    job = _Job(artifact, task, rollout, watching, out.with_name(f"{out.stem}_failures"), threads)
+    make, lost = functools.partial(_player, job), functools.partial(lost_row, task)
+    with closing(play_in_workers(make, missing, lost, workers=workers, stall_s=stall_s)) as rows:
         collect(results, rows, seeds, progress)
     return results
 
@@ -201,8 +199,13 @@ class _Job:
     task: str
     rollout: RolloutConfig
     watching: Watching
-    pictures: Path | None
+    pictures: Path
     threads: int
+
+    def film(self, seed: int) -> Path | None:
+        """Where an episode's film is to be."""
+        folder = self.watching.video
+        return None if folder is None else folder / f"{self.task}_{seed:07d}.mp4"
 
 
 def _player(job: _Job) -> Player:
@@ -224,9 +227,9 @@ class Player:
         """
         rollout, job, started = self._rollout, self._job, time.monotonic()
         ended, reason, chunks, held, picture = TIMEOUT, NOT_DONE, None, None, ""
-        film_path = None if job.watching.video is None else job.watching.video / f"{job.task}_{seed:07d}.mp4"
+        film_path = job.film(seed)
         with _film(film_path) as film:
-            scribe = _Scribe(rollout, film, beat, pictures=job.pictures is not None)
+            scribe = _Scribe(rollout, film, beat, job.watching.pictures)
             try:
                 outcome = rollout.play(seed, lambda _rollout: scribe.watch())
                 chunks, held = outcome.chunks, outcome.held_ticks
@@ -239,9 +242,9 @@ class Player:
                 reason = str(error) if isinstance(error, ClampError) else f"{type(error).__name__}: {error}"
         if ended == SUCCESS and film_path is not None and job.watching.films == "failures":
             film_path.unlink()
-        if ended != SUCCESS and job.pictures is not None:
+        if ended != SUCCESS and job.watching.pictures:
             path = job.pictures / f"{seed:07d}.jpg"
-            with _disk(path):
+            with _disk(str(path)):
                 write_whole(path, scribe.strip())
             picture = f"{path.parent.name}/{path.name}"
         return row(
@@ -251,12 +254,12 @@ class Player:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _disk(what: str) -> Iterator[None]:
     """Makes of a disk's refusal an error that no policy can be blamed for."""
     try:
         yield
     except (OSError, SimulationError) as error:
-        raise RecordError(f"{path} cannot be written: {error}; make room, and run the same command again") from error
+        raise RecordError(f"{what}: {error}; make room, and run the same command again") from error
 
 
 @contextmanager
@@ -264,7 +267,8 @@ def _film(path: Path | None) -> Iterator[Film | None]:
     if path is None:
         yield None
         return
-    with _disk(path), Film(path, OVERVIEW_CAMERA.width, OVERVIEW_CAMERA.height, CONTROL_RATE_HZ // _FILM_TICKS) as film:
+    size = OVERVIEW_CAMERA.width, OVERVIEW_CAMERA.height
+    with _disk("filming"), Film(path, *size, CONTROL_RATE_HZ // _FILM_TICKS) as film:
         yield film
 
 
@@ -289,7 +293,7 @@ class _Scribe:
         self._beat(rollout.seconds, rollout.reached)
         if self._film is not None and tick % _FILM_TICKS == 0:
             picture, stage = rollout.picture(), world.task.stages[world.progress()]
-            with _disk(Path("the film")):
+            with _disk("filming"):
                 self._film.add(picture, [f"{world.task.name}, seed {world.seed}: {rollout.seconds:5.2f} s, {stage}"])
         if self._pictures is not None and tick % self._every == 0:
             self._pictures.append(self._small())

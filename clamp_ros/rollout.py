@@ -93,6 +93,7 @@ class Rollout:
         world: the simulated cell.
         reached: of the episode in progress, or the last: each stage that was a new furthest one, to the seconds after
             which it was first seen. The first stage is where every episode starts.
+        seconds: simulated, of the same episode.
     """
 
     def __init__(self, artifact: Artifact, task: str, config: RolloutConfig | None = None, threads: int = 0) -> None:
@@ -115,6 +116,7 @@ class Rollout:
         self._rgb_cameras = manifest.rgb_cameras
         self.world = World(task, look=self.config.look)
         self.reached: dict[str, float] = {}
+        self.seconds = 0.0
         self._renderer = Renderer(self.world.model, (*self._cameras.values(), OVERVIEW_CAMERA))
         self._fusion = Fusion(manifest.fusion, threads or None)
         self._fusion.warm_up()
@@ -124,11 +126,6 @@ class Rollout:
     def picture(self) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of the world now, from the overview camera."""
         return self._renderer.render(self.world.data, OVERVIEW_CAMERA.name)[0]
-
-    @property
-    def seconds(self) -> float:
-        """Simulated, of the episode in progress or the last."""
-        return 1e-9 * self.world.time_ns
 
     def play(self, seed: int, on_tick: Callable[[Rollout], None] | None = None) -> Outcome:
         """Plays one episode.
@@ -141,7 +138,7 @@ class Rollout:
             ClampError: the policy or the world failed.
         """
         world, config = self.world, self.config
-        self.reached = {}
+        self.reached, self.seconds = {}, 0.0
         world.reset(seed)
         rng = episode_noise(seed)
         executor, gate = ChunkExecutor(config.mode, config.execute_steps), SafetyGate()
@@ -151,6 +148,7 @@ class Rollout:
         tick = done_ticks = chunks = held = stage = 0
         last_tick = round(world.task.max_seconds * CONTROL_RATE_HZ)
         while True:
+            self.seconds = tick / CONTROL_RATE_HZ
             if on_tick is not None:
                 on_tick(self)
             if tick % _STAGE_TICKS == 0:
@@ -158,7 +156,7 @@ class Rollout:
             done_ticks = done_ticks + 1 if world.success() else 0
             if done_ticks == SUCCESS_TICKS or tick == last_tick:
                 name = world.task.stages[self._furthest(stage)]
-                return Outcome(done_ticks == SUCCESS_TICKS, tick / CONTROL_RATE_HZ, name, chunks, held)
+                return Outcome(done_ticks == SUCCESS_TICKS, self.seconds, name, chunks, held)
             now_ns, joints = world.time_ns, world.joint_positions
             assembler.add_joints(now_ns, joints)
             if pending is None and self._asks(tick, observed_tick):

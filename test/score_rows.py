@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import resource
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ def episode(seed: int, success: bool, stage: str = "reaching", **changes: Any) -
 
 
 def write(
-    path: Path, successes: Iterable[int], seeds: Iterable[int], *, training: Mapping[str, Any], **changes: Any
+    path: Path, successes: Iterable[int], seeds: Iterable[int], training: Mapping[str, Any], **changes: Any
 ) -> Path:
     """A results file in which those of the seeds succeed that are in `successes`."""
     results = Results(path, settings(**changes), Training(**training))
@@ -39,3 +41,14 @@ def write(
     for seed in seeds:
         results.add(episode(seed, seed in good))
     return path
+
+
+@contextmanager
+def disk_that_is_full_after(size: int) -> Iterator[None]:
+    """The kernel lets no file of this process and its children grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -116,8 +116,8 @@ def group(results: Sequence[Results]) -> list[Run]:
         same_method = {other[1:] for other in found if other[1] == identity[0]}
         varying = [len({other[i] for other in same_method}) > 1 for i in range(len(identity))]
         runs.append(Run(_label(identity, varying), _label(identity, [*[False] * 3, *varying[3:]]), tuple(points)))
-    runs.sort(key=lambda run: [r.task for r in runs].index(run.task))
-    return runs
+    tasks = [run.task for run in runs]
+    return sorted(runs, key=lambda run: tasks.index(run.task))
 
 
 def _identity(point: Results) -> tuple[str, ...]:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from score_rows import SETTINGS, STAGES, episode, settings
+from score_rows import SETTINGS, STAGES, disk_that_is_full_after, episode, settings
 
 from clamp_ros.contract.errors import ConfigError, RecordError
 from clamp_ros.evaluate import missing_seeds
 from clamp_ros.score.results import DIED, SUCCESS, VERSION, Results, Training, row
 
 TRAINING = Training("tiny")
-
-
-@contextmanager
-def disk_that_is_full_after(size: int) -> Iterator[None]:
-    """The kernel refuses to let any file of this process grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_results_continue_where_they_stopped(tmp_path):
