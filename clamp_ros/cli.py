@@ -198,7 +198,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--films", default="all", choices=("all", "failures"), help="to keep (%(default)s)")
     parser.add_argument("--pictures", default=True, action=argparse.BooleanOptionalAction, help="of failures (yes)")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (%(default)s)")
-    parser.add_argument("--stall", type=float, default=120.0, metavar="S",
+    parser.add_argument("--stall", type=float, default=300.0, metavar="S",
                         help="seconds without a tick that fail an episode, in process (%(default)s)")  # fmt: skip
     parser.add_argument("--mode", default="open_loop", choices=("open_loop", "temporal_ensemble"), help="%(default)s")
     parser.add_argument("--execute-steps", type=int, default=25, metavar="N", help="actions of a chunk (%(default)s)")
@@ -218,19 +218,20 @@ def _run_eval(args: argparse.Namespace) -> int:
     rollout = RolloutConfig(args.mode, args.execute_steps, args.latency_ticks)
     watching = Watching(args.video, args.films, args.pictures)
     artifacts = [folder for word in args.artifact or [args.task] for folder in _artifact_folders(word)]
+    planned = plan(artifacts, args.task, ROS if args.ros else IN_PROCESS, rollout, args.out)
+    for warning in (warning for _, begun in planned for warning in begun.warnings(seeds)):
+        print(f"clamp: warning: {warning}", file=sys.stderr)
     results = []
-    for artifact, out in plan(artifacts, args.task, ROS if args.ros else IN_PROCESS, rollout, args.out):
+    for artifact, begun in planned:
         if args.ros:
             from clamp_ros.bringup.evaluate import evaluate_ros
 
-            found = evaluate_ros(artifact, args.task, seeds, out, rollout=rollout)
+            found = evaluate_ros(artifact, args.task, seeds, begun.path, rollout=rollout)
         else:
             found = evaluate(
-                artifact, args.task, seeds, out,
+                artifact, args.task, seeds, begun.path,
                 rollout=rollout, watching=watching, workers=args.workers, stall_s=args.stall,
             )  # fmt: skip
-        for warning in found.warnings(seeds):
-            print(f"clamp: warning: {warning}", file=sys.stderr)
         print(found.text(seeds))
         results.append(found)
     if len(results) > 1:

@@ -70,8 +70,8 @@ def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, 
     return Results(out, settings, Training.of(manifest.name, manifest.training))
 
 
-def plan(folders: Sequence[Path], task: str, way: str, rollout: RolloutConfig, out: Path) -> list[tuple[Path, Path]]:
-    """Artifacts with the results file of each, all of them looked at before hours are spent on the first.
+def plan(folders: Sequence[Path], task: str, way: str, rollout: RolloutConfig, out: Path) -> list[tuple[Path, Results]]:
+    """Artifacts with the results of each so far, all of them looked at before hours are spent on the first.
 
     Args:
         folders: of the artifacts.
@@ -85,14 +85,13 @@ def plan(folders: Sequence[Path], task: str, way: str, rollout: RolloutConfig, o
     one = out.suffix == ".json"
     if one and len(folders) > 1:
         raise ConfigError(f"--out {out} is one file, and there are {len(folders)} artifacts; name a folder for theirs")
-    files: dict[Path, Path] = {}
+    planned: dict[Path, tuple[Path, Results]] = {}
     for folder in folders:
         file = out if one else out / f"{folder.name}_{task}{suffix}.json"
-        if file in files:
-            raise ConfigError(f"{files[file]} and {folder} would both be scored into {file}; rename one of them")
-        files[file] = folder
-        open_results(Artifact.load(folder), task, way, settings_of(rollout, way), file)
-    return [(folder, file) for file, folder in files.items()]
+        if file in planned:
+            raise ConfigError(f"{planned[file][0]} and {folder} would both be scored into {file}; rename one of them")
+        planned[file] = folder, open_results(Artifact.load(folder), task, way, settings_of(rollout, way), file)
+    return list(planned.values())
 
 
 def settings_of(rollout: RolloutConfig, way: str) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def evaluate(
     rollout: RolloutConfig | None = None,
     watching: Watching | None = None,
     workers: int = 1,
-    stall_s: float = 120.0,
+    stall_s: float = 300.0,
     progress: bool = True,
 ) -> Results:
     """Plays the seeds that `out` does not hold yet, without ROS, each in a process that may crash or stall.

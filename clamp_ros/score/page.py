@@ -91,6 +91,12 @@ def _counts(point: Results) -> str:
     return f"{s['successes']} of {s['episodes']}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
 
 
+def _short(point: Results) -> str:
+    """Count and interval, for a narrow column."""
+    s, (low, high) = point.summary(), _interval(point)
+    return f"{s['successes']}/{s['episodes']}, {100 * low:.1f} to {100 * high:.1f}"
+
+
 def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> str:
     """Method by task: the maximum over checkpoints, averaged over training runs."""
     rows = []
@@ -121,11 +127,11 @@ def _runs(runs: Sequence[Run]) -> str:
         settings = ", ".join(f"{key} {value}" for key, value in best.settings.rollout.items())
         rows.append([
             escape(run.label), str(len(run.points)), _step(best),
-            f"<b>{percent(s['success_rate'])}</b>{_small(_counts(best))}", percent(s["mean_partial"]), seconds,
+            f"<b>{percent(s['success_rate'])}</b>{_small(_short(best))}", percent(s["mean_partial"]), seconds,
             f"{percent(last.summary()['success_rate'])}{_small(f'step {_step(last)}')}" if len(run.points) > 1 else "-",
             f"{escape(best.settings.way)}{_small(settings)}", _small(seeds_text(best.rows)),
         ])  # fmt: skip
-    head = ["run", "checkpoints", "best at step", "its success", "its partial success", "time to success",
+    head = ["run", "checkpoints", "best at step", "its success, 95 %", "its partial success", "time to success",
             "last checkpoint", "played", "seeds"]  # fmt: skip
     return _table(head, rows)
 

@@ -34,7 +34,7 @@ class WorkerError(ClampError):
 
 
 def play_in_workers(
-    make: Callable[[], Player], seeds: Sequence[int], lost: Lost, *, workers: int = 1, stall_s: float = 120.0
+    make: Callable[[], Player], seeds: Sequence[int], lost: Lost, *, workers: int = 1, stall_s: float = 300.0
 ) -> Generator[Row, None, None]:
     """Yields a row a seed, as the episodes end.
 
