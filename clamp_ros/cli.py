@@ -247,11 +247,11 @@ def _run_eval(args: argparse.Namespace) -> int:
 def _eval_seeds(args: argparse.Namespace) -> Sequence[int]:
     if args.episodes is not None and args.episodes < 1:
         raise ConfigError(f"--episodes is {args.episodes}, expected at least 1")
-    if args.seeds is None:
-        first = 1_000_000 if args.seed is None else args.seed
-        return range(first, first + (args.episodes or 50))
-    from clamp_ros.score.seeds import parse_seeds
+    from clamp_ros.score.seeds import FIRST_SEED, parse_seeds
 
+    if args.seeds is None:
+        first = FIRST_SEED if args.seed is None else args.seed
+        return range(first, first + (args.episodes or 50))
     seeds = parse_seeds(args.seeds)
     if args.seed is not None or args.episodes not in (None, len(seeds)):
         raise ConfigError(f"--seeds names {len(seeds)} seeds; leave --seed and --episodes out beside it")

@@ -36,8 +36,6 @@ from clamp_ros.sim.cameras import OVERVIEW_CAMERA
 from clamp_ros.sim.film import Film
 from clamp_ros.sim.tasks import TASKS
 
-FIRST_SEED = 1_000_000
-"""Where unseen seeds begin: far from those that demonstrations are made from."""
 IN_PROCESS, ROS = "in process", "ros"
 """Ways of playing: with the code of the nodes, without ROS; or through the whole running system."""
 NOT_DONE = "not done in time"

@@ -38,6 +38,8 @@ def write_page(files: Sequence[Path], out: Path, pictures: int = PICTURES) -> st
     """
     if not files:
         raise ConfigError("there are no results to report; give the JSON files that `clamp eval` wrote")
+    if pictures < 0:
+        raise ConfigError(f"pictures is {pictures}, expected 0 or more")
     page = render(group([Results.read(path) for path in files]), pictures)
     try:
         write_whole(out, page.encode())

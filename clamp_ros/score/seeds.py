@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from clamp_ros.contract.errors import ConfigError
 
+FIRST_SEED = 1_000_000
+"""Where unseen seeds begin: far from those that demonstrations are made from."""
 Ranges = list[tuple[int, int]]
 """First and last seed of each range, both included."""
 

@@ -177,5 +177,7 @@ def test_bad_files_are_named(tmp_path):
         write_page([], tmp_path / "page.html")
     (tmp_path / "folder").mkdir()
     file = write(tmp_path / "r.json", [], SEEDS, {"method": "tiny"})
+    with pytest.raises(ConfigError, match="pictures is -1"):
+        write_page([file], tmp_path / "page.html", -1)
     with pytest.raises(RecordError, match="folder cannot be written"):
         write_page([file], tmp_path / "folder")

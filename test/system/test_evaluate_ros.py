@@ -62,12 +62,13 @@ def hovering_target() -> np.ndarray:
 
 def seeds_by_stage(count: int) -> dict[str, list[int]]:
     """Seeds whose mug is near enough to be called reached from there, and seeds whose mug is not, by 2 cm at least."""
-    world, found = World(TASK, look="primitive"), {"reaching": [], "idle": []}
-    for seed in range(100):
+    world, found, seed = World(TASK, look="primitive"), {"reaching": [], "idle": []}, 0
+    while any(len(seeds) < count for seeds in found.values()):
         world.reset(seed)
         margin = float(np.linalg.norm(world.data.body("mug").xpos - HOVER_M)) - REACHING_M
         if abs(margin) > 0.02:
             found["reaching" if margin < 0.0 else "idle"].append(seed)
+        seed += 1
     return {stage: seeds[:count] for stage, seeds in found.items()}
 
 
