@@ -1,180 +1,120 @@
 """Scores a policy over many unseen episodes: `clamp eval`.
 
-Results go to one JSON file, rewritten after every episode, from which an interrupted run continues. Whatever goes wrong
-in an episode is a failure of that episode, with its reason, and never of the run.
+Results go to one JSON file an artifact and task, rewritten after every episode, from which an interrupted run goes on.
+Whatever the policy does, in a process apart, is a failure of its episode, with its reason, and never of the run; what
+is not the policy's fault, such as a full disk, ends the run and counts for nothing.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+import clamp_ros
 from clamp_ros.contract.config import unknown_key
-from clamp_ros.contract.errors import ClampError, ConfigError, RecordError
+from clamp_ros.contract.errors import ClampError, ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.rollout import Rollout, RolloutConfig, artifact_cameras
+from clamp_ros.score.results import ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, Settings, Training, row, write_whole
+from clamp_ros.score.workers import Beat, play_in_workers
 from clamp_ros.sim.cameras import OVERVIEW_CAMERA
 from clamp_ros.sim.film import Film
 from clamp_ros.sim.tasks import TASKS
 
-FIRST_SEED = 1_000_000
-"""Where unseen seeds begin: far from those that demonstrations are made from."""
+IN_PROCESS, ROS = "in process", "ros"
+"""Ways of playing: with the code of the nodes, without ROS; or through the whole running system."""
+NOT_DONE = "not done in time"
+FILMS = ("all", "failures")
 _FILM_TICKS = 2
-_Z95 = 1.959963984540054
+_PICTURE_PX = (320, 180)
+_PICTURES = 4
+"""A failure's picture is a strip: the start, two instants on the way, and the end."""
 
-Row = dict[str, Any]
-"""One episode: seed, success, seconds, stage, chunks and held_ticks (None through ROS), reason, wall_s."""
 
-
-def wilson_interval(successes: int, trials: int, z: float = _Z95) -> tuple[float, float]:
-    """Confidence interval of a success rate, by default of 95 % (Wilson 1927, JASA 22 (158), 209-212).
+def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, Any], out: Path) -> Results:
+    """The results file of an artifact on a task, begun or gone on with.
 
     Raises:
-        ConfigError: not 0 <= successes <= trials.
+        ArtifactError: the artifact does not fit the simulation's cameras.
+        ConfigError: the task is unknown, or `out` holds results of other settings.
+        RecordError: `out` is damaged.
     """
-    if not 0 <= successes <= trials:
-        raise ConfigError(f"{successes} successes of {trials} trials are impossible")
-    if trials == 0:
-        return 0.0, 1.0
-    rate, spread = successes / trials, z * z / trials
-    centre = rate + 0.5 * spread
-    half = z * math.sqrt(rate * (1.0 - rate) / trials + spread / (4 * trials))
-    low, high = (centre - half) / (1.0 + spread), (centre + half) / (1.0 + spread)
-    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+    if task not in TASKS:
+        raise unknown_key(task, TASKS, "task")
+    artifact_cameras(artifact)  # refused here, once, and not in every worker
+    manifest = artifact.manifest
+    hashes = {part: spec.sha256 for part, spec in manifest.files.items()}
+    told = {key: v for key, v in manifest.to_dict().items() if key not in ("name", "files", "training", "score")}
+    hashes["manifest"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    settings = Settings(
+        artifact=manifest.name, artifact_sha256=hashes, task=task, stages=TASKS[task].stages,
+        max_seconds=TASKS[task].max_seconds, way=way, rollout=rollout, software=clamp_ros.__version__,
+    )  # fmt: skip
+    return Results(out, settings, Training.of(manifest.name, manifest.training))
+
+
+def plan(folders: Sequence[Path], task: str, way: str, rollout: RolloutConfig, out: Path) -> list[tuple[Path, Results]]:
+    """Artifacts with the results of each so far, all of them looked at before hours are spent on the first.
+
+    Args:
+        folders: of the artifacts.
+        task, way, rollout: of the evaluation.
+        out: a file that ends in .json, for one artifact; or a folder.
+
+    Raises:
+        ConfigError: two artifacts would share a file; or see `open_results`, whose errors these are.
+    """
+    suffix = "_ros" if way == ROS else ""
+    one = out.suffix == ".json"
+    if one and len(folders) > 1:
+        raise ConfigError(f"--out {out} is one file, and there are {len(folders)} artifacts; name a folder for theirs")
+    planned: dict[Path, tuple[Path, Results]] = {}
+    for folder in folders:
+        file = out if one else out / f"{folder.name}_{task}{suffix}.json"
+        if file in planned:
+            raise ConfigError(f"{planned[file][0]} and {folder} would both be scored into {file}; rename one of them")
+        planned[file] = folder, open_results(Artifact.load(folder), task, way, settings_of(rollout, way), file)
+    return list(planned.values())
+
+
+def settings_of(rollout: RolloutConfig, way: str) -> dict[str, Any]:
+    """What of a rollout's configuration matters: through ROS latency is what it is, and the look the stack's."""
+    values = asdict(rollout)
+    return {key: values[key] for key in ("mode", "execute_steps")} if way == ROS else values
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a results file is about; a file holds one such setting.
+class Watching:
+    """What an evaluation in process leaves to look at.
 
     Attributes:
-        artifact: the policy's name.
-        artifact_sha256: of its files, so that another version of it does not continue these results.
-        task: what was played.
-        way: `in process`, or `ros` through the whole stack.
-        rollout: how the policy was run.
+        video: folder for films, if any are wanted.
+        films: which episodes' films are kept: all, or those of failures.
+        pictures: keep a picture of every failure, beside the results.
     """
 
-    artifact: str
-    artifact_sha256: dict[str, str]
-    task: str
-    way: str
-    rollout: dict[str, Any]
+    video: Path | None = None
+    films: str = "all"
+    pictures: bool = True
 
-    @classmethod
-    def of(cls, artifact: Artifact, task: str, way: str, rollout: dict[str, Any]) -> Settings:
-        """The settings of an evaluation of this artifact.
-
-        Raises:
-            ConfigError: the task is unknown.
-        """
-        if task not in TASKS:
-            raise unknown_key(task, TASKS, "task")
-        manifest = artifact.manifest
-        hashes = {part: spec.sha256 for part, spec in manifest.files.items()}
-        return cls(manifest.name, hashes, task, way, rollout)
-
-
-class Results:
-    """The rows of an evaluation, on disk after every change."""
-
-    def __init__(self, path: Path, settings: Settings) -> None:
-        """Opens the file, or begins it.
-
-        Raises:
-            ConfigError: the file holds results of other settings.
-            RecordError: the file is damaged.
-        """
-        self.path = path
-        self.settings = settings
-        self.rows: dict[int, Row] = {}
-        if not path.exists():
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            theirs, rows = found["settings"], {int(row["seed"]): row for row in found["episodes"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecordError(
-                f"{path} is not a results file ({error}); move it away or choose another --out"
-            ) from error
-        ours = json.loads(json.dumps(asdict(settings)))
-        if theirs != ours:
-            other = ", ".join(key for key in ours if theirs.get(key) != ours[key])
-            raise ConfigError(f"{path} holds results of another {other}; choose another --out, or move it away")
-        self.rows = rows
-
-    def add(self, row: Row) -> None:
-        """Takes an episode in and rewrites the file.
-
-        Raises:
-            RecordError: the disk refuses.
-        """
-        self.rows[row["seed"]] = row
-        content = {"settings": asdict(self.settings), "summary": self.summary(), "episodes": self._sorted()}
-        temporary = self.path.with_name(f".{self.path.name}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
-        except OSError as error:
-            raise RecordError(f"{self.path} cannot be written: {error}") from error
-
-    def _sorted(self) -> list[Row]:
-        return [self.rows[seed] for seed in sorted(self.rows)]
-
-    def summary(self, seeds: Iterable[int] | None = None) -> dict[str, Any]:
-        """Counts, rate, interval, stages reached and reasons of failures, over some seeds or all that were played."""
-        rows = [self.rows[seed] for seed in (sorted(self.rows) if seeds is None else seeds) if seed in self.rows]
-        successes = sum(row["success"] for row in rows)
-        low, high = wilson_interval(successes, len(rows))
-        stages: dict[str, int] = {}
-        for row in rows:
-            if not row["success"]:
-                stages[row["stage"]] = stages.get(row["stage"], 0) + 1
-        return {
-            "episodes": len(rows),
-            "successes": successes,
-            "success_rate": round(successes / len(rows), 4) if rows else None,
-            "wilson_95": [round(low, 4), round(high, 4)],
-            "mean_success_seconds": round(sum(r["seconds"] for r in rows if r["success"]) / successes, 2)
-            if successes else None,
-            "failures_by_furthest_stage": stages,
-            "errors": sum(bool(row["reason"]) and row["reason"] != TIMEOUT for row in rows),
-        }  # fmt: skip
-
-    def text(self, seeds: Sequence[int]) -> str:
-        """The score in words, for a terminal."""
-        s = self.summary(seeds)
-        low, high = s["wilson_95"]
-        lines = [
-            f"{self.settings.artifact} on {self.settings.task} ({self.settings.way}): "
-            f"{s['successes']}/{s['episodes']} = {100 * (s['success_rate'] or 0.0):.1f} % success, "
-            f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-        ]
-        if s["failures_by_furthest_stage"]:
-            words = ", ".join(f"{n} x {stage}" for stage, n in sorted(s["failures_by_furthest_stage"].items()))
-            lines.append(f"  failures, by the furthest stage reached: {words}")
-        if s["errors"]:
-            lines.append(f"  {s['errors']} of the failures are errors; see `reason` in {self.path}")
-        lines.append(f"  results: {self.path}")
-        return "\n".join(lines)
-
-
-TIMEOUT = "not done in time"
+    def __post_init__(self) -> None:
+        if self.films not in FILMS:
+            raise ConfigError(f"films is {self.films!r}, expected one of {', '.join(FILMS)}")
 
 
 def evaluate(
@@ -184,36 +124,39 @@ def evaluate(
     out: Path,
     *,
     rollout: RolloutConfig | None = None,
+    watching: Watching | None = None,
     workers: int = 1,
-    video: Path | None = None,
+    stall_s: float = 300.0,
     progress: bool = True,
 ) -> Results:
-    """Plays the seeds that `out` does not hold yet, in process.
+    """Plays the seeds that `out` does not hold yet, without ROS, each in a process that may crash or stall.
 
     Args:
         artifact: the policy's folder.
         task: a name of `sim.tasks.TASKS`.
         seeds: of the episodes.
-        out: results file, JSON.
+        out: results file, JSON; pictures of failures go to a folder beside it.
         rollout: how the policy is run.
+        watching: films and pictures.
         workers: processes, each with a policy and a world of its own.
-        video: folder for a film of every episode.
+        stall_s: wall time without a control tick after which an episode has failed.
         progress: show a bar.
 
     Raises:
         ArtifactError: the artifact is damaged or does not fit the simulation.
         ConfigError: the task is unknown, a number is out of range, or `out` holds results of other settings.
         RecordError: the disk refuses.
+        ClampError: a process cannot start.
     """
-    rollout = rollout or RolloutConfig()
-    loaded = Artifact.load(artifact)
-    artifact_cameras(loaded)  # refused here, once, and not in every worker
-    results = Results(out, Settings.of(loaded, task, "in process", asdict(rollout)))
+    rollout, watching = rollout or RolloutConfig(), watching or Watching()
+    results = open_results(Artifact.load(artifact), task, IN_PROCESS, settings_of(rollout, IN_PROCESS), out)
     missing = missing_seeds(results, seeds)
     if not missing:
         return results
-    job = _Job(artifact, task, rollout, video, threads=max(1, (os.cpu_count() or 1) // workers))
-    with closing(_rows(job, missing, workers)) as rows:
+    threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+    job = _Job(artifact, task, rollout, watching, out.with_name(f"{out.stem}_failures"), threads)
+    make, lost = functools.partial(_player, job), functools.partial(lost_row, task)
+    with closing(play_in_workers(make, missing, lost, workers=workers, stall_s=stall_s)) as rows:
         collect(results, rows, seeds, progress)
     return results
 
@@ -232,18 +175,19 @@ def missing_seeds(results: Results, seeds: Sequence[int]) -> list[int]:
 def collect(results: Results, rows: Iterable[Row], seeds: Sequence[int], progress: bool = True) -> None:
     """Takes rows into the results as they come, behind a progress bar."""
     done = sum(seed in results.rows for seed in seeds)
-    with tqdm(total=len(seeds), initial=done, unit="episode", disable=not progress, desc=results.settings.task) as bar:
-        for row in rows:
-            results.add(row)
+    name = f"{results.settings.artifact} on {results.settings.task}"
+    with tqdm(total=len(seeds), initial=done, unit="episode", disable=not progress, desc=name) as bar:
+        for found in rows:
+            results.add(found)
             summary = results.summary(seeds)
             bar.set_postfix(success=f"{summary['successes']}/{summary['episodes']}")
             bar.update()
 
 
-def failed_row(seed: int, reason: str, wall_s: float = 0.0) -> Row:
-    """The row of an episode that could not be played to its end."""
-    row = {"seed": seed, "success": False, "seconds": 0.0, "stage": "error", "chunks": 0, "held_ticks": 0}
-    return {**row, "reason": reason, "wall_s": round(wall_s, 2)}
+def lost_row(task: str, seed: int, outcome: str, reason: str, seconds: float, reached: Reached, wall_s: float) -> Row:
+    """The row of an episode that did not come to its end."""
+    stages = TASKS[task].stages
+    return row(seed, outcome, stages, reached, seconds=seconds, reason=reason, wall_s=wall_s)
 
 
 @dataclass(frozen=True)
@@ -251,73 +195,115 @@ class _Job:
     artifact: Path
     task: str
     rollout: RolloutConfig
-    video: Path | None
+    watching: Watching
+    pictures: Path
     threads: int
 
-
-def _rows(job: _Job, seeds: Sequence[int], workers: int) -> Generator[Row, None, None]:
-    if workers < 1:
-        raise ConfigError(f"workers is {workers}, expected at least 1")
-    if workers == 1:
-        player = _Player(job)
-        for seed in seeds:
-            yield player.play(seed)
-        return
-    context = multiprocessing.get_context("spawn")  # a forked GL context does not render
-    with ProcessPoolExecutor(min(workers, len(seeds)), context, _start_worker, (job,)) as pool:
-        futures = {pool.submit(_play, seed): seed for seed in seeds}
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise RecordError("a worker process died (out of memory?); run the same command again to go on") from error
-        finally:
-            for future in futures:
-                future.cancel()
+    def film(self, seed: int) -> Path | None:
+        """Where an episode's film is to be."""
+        folder = self.watching.video
+        return None if folder is None else folder / f"{self.task}_{seed:07d}.mp4"
 
 
-class _Player:
-    """Plays seeds in one process, and makes a row of whatever happens."""
+def _player(job: _Job) -> Player:
+    return Player(job, Rollout(Artifact.load(job.artifact), job.task, job.rollout, job.threads))
 
-    def __init__(self, job: _Job) -> None:
+
+class Player:
+    """Plays seeds in one process, and makes a row of whatever the policy does."""
+
+    def __init__(self, job: _Job, rollout: Rollout) -> None:
         self._job = job
-        self._rollout = Rollout(Artifact.load(job.artifact), job.task, job.rollout, job.threads)
+        self._rollout = rollout
 
-    def play(self, seed: int) -> Row:
-        started = time.monotonic()
-        try:
-            with ExitStack() as stack:
-                outcome = self._rollout.play(seed, self._film(seed, stack))
-        except Exception as error:  # whatever the policy does is its failure in this episode
-            reason = str(error) if isinstance(error, ClampError) else f"{type(error).__name__}: {error}"
-            return failed_row(seed, reason, time.monotonic() - started)
-        reason = "" if outcome.success else TIMEOUT
-        return {"seed": seed, **asdict(outcome), "reason": reason, "wall_s": round(time.monotonic() - started, 2)}
+    def __call__(self, seed: int, beat: Beat) -> Row:
+        """Plays an episode.
 
-    def _film(self, seed: int, stack: ExitStack) -> Callable[[Rollout], None] | None:
-        if self._job.video is None:
-            return None
-        width, height = OVERVIEW_CAMERA.width, OVERVIEW_CAMERA.height
-        path = self._job.video / f"{self._job.task}_{seed:07d}.mp4"
-        film = stack.enter_context(Film(path, width, height, CONTROL_RATE_HZ // _FILM_TICKS))
-
-        def on_tick(rollout: Rollout) -> None:
-            world = rollout.world
-            if round(1e-9 * world.time_ns * CONTROL_RATE_HZ) % _FILM_TICKS == 0:
-                stage = world.task.stages[world.progress()]
-                film.add(rollout.picture(), [f"{world.task.name}, seed {seed}: {1e-9 * world.time_ns:5.2f} s, {stage}"])
-
-        return on_tick
-
-
-_player: _Player
-
-
-def _start_worker(job: _Job) -> None:
-    global _player
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets the episodes in progress end
-    _player = _Player(job)
+        Raises:
+            RecordError: a film or a picture cannot be written.
+        """
+        rollout, job, started = self._rollout, self._job, time.monotonic()
+        ended, reason, chunks, held, picture = TIMEOUT, NOT_DONE, None, None, ""
+        film_path = job.film(seed)
+        with _film(film_path) as film:
+            scribe = _Scribe(rollout, film, beat, job.watching.pictures)
+            try:
+                outcome = rollout.play(seed, lambda _rollout: scribe.watch())
+                chunks, held = outcome.chunks, outcome.held_ticks
+                if outcome.success:
+                    ended, reason = SUCCESS, ""
+            except RecordError:  # of the scribe's, and no fault of the policy's
+                raise
+            except Exception as error:  # whatever the policy does is its failure in this episode
+                ended = ERROR
+                reason = str(error) if isinstance(error, ClampError) else f"{type(error).__name__}: {error}"
+        if ended == SUCCESS and film_path is not None and job.watching.films == "failures":
+            film_path.unlink()
+        if ended != SUCCESS and job.watching.pictures:
+            path = job.pictures / f"{seed:07d}.jpg"
+            with _disk(str(path)):
+                write_whole(path, scribe.strip())
+            picture = f"{path.parent.name}/{path.name}"
+        return row(
+            seed, ended, rollout.world.task.stages, rollout.reached, seconds=rollout.seconds, reason=reason,
+            chunks=chunks, held_ticks=held, picture=picture, wall_s=time.monotonic() - started,
+        )  # fmt: skip
 
 
-def _play(seed: int) -> Row:
-    return _player.play(seed)
+@contextmanager
+def _disk(what: str) -> Iterator[None]:
+    """Makes of a disk's refusal an error that no policy can be blamed for."""
+    try:
+        yield
+    except (OSError, SimulationError) as error:
+        raise RecordError(f"{what}: {error}; make room, and run the same command again") from error
+
+
+@contextmanager
+def _film(path: Path | None) -> Iterator[Film | None]:
+    if path is None:
+        yield None
+        return
+    size = OVERVIEW_CAMERA.width, OVERVIEW_CAMERA.height
+    with _disk("filming"), Film(path, *size, CONTROL_RATE_HZ // _FILM_TICKS) as film:
+        yield film
+
+
+class _Scribe:
+    """Watches an episode: gives signs of life, films, and takes pictures for the case that it fails."""
+
+    def __init__(self, rollout: Rollout, film: Film | None, beat: Beat, pictures: bool) -> None:
+        self._rollout = rollout
+        self._film = film
+        self._beat = beat
+        self._pictures: list[NDArray[np.uint8]] | None = [] if pictures else None
+        self._every = math.ceil(rollout.world.task.max_seconds * CONTROL_RATE_HZ / (_PICTURES - 1))
+
+    def watch(self) -> None:
+        """At every tick.
+
+        Raises:
+            RecordError: the film cannot be written.
+        """
+        rollout = self._rollout
+        world, tick = rollout.world, round(rollout.seconds * CONTROL_RATE_HZ)
+        self._beat(rollout.seconds, rollout.reached)
+        if self._film is not None and tick % _FILM_TICKS == 0:
+            picture, stage = rollout.picture(), world.task.stages[world.progress()]
+            with _disk("filming"):
+                self._film.add(picture, [f"{world.task.name}, seed {world.seed}: {rollout.seconds:5.2f} s, {stage}"])
+        if self._pictures is not None and tick % self._every == 0:
+            self._pictures.append(self._small())
+
+    def _small(self) -> NDArray[np.uint8]:
+        picture = cv2.resize(self._rollout.picture(), _PICTURE_PX, interpolation=cv2.INTER_AREA)
+        text = f"{self._rollout.seconds:.1f} s"
+        for color, thickness in (((20, 20, 20), 3), ((255, 255, 255), 1)):  # an outline keeps it readable on any ground
+            cv2.putText(picture, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
+        return np.asarray(picture, np.uint8)
+
+    def strip(self) -> bytes:
+        """The pictures so far and one of now, side by side, as JPEG."""
+        pictures = [*(self._pictures or [])[: _PICTURES - 1], self._small()]
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 80]
+        return cv2.imencode(".jpg", np.hstack(pictures)[..., ::-1], quality)[1].tobytes()

@@ -87,7 +87,14 @@ def artifact_cameras(artifact: Artifact) -> dict[str, CameraConfig]:
 
 
 class Rollout:
-    """A world and a policy, built once and played for many seeds. Bound to the thread that made it (OpenGL)."""
+    """A world and a policy, built once and played for many seeds. Bound to the thread that made it (OpenGL).
+
+    Attributes:
+        world: the simulated cell.
+        reached: of the episode in progress, or the last: each stage that was a new furthest one, to the seconds after
+            which it was first seen. The first stage is where every episode starts.
+        seconds: simulated, of the same episode.
+    """
 
     def __init__(self, artifact: Artifact, task: str, config: RolloutConfig | None = None, threads: int = 0) -> None:
         """Loads everything; seconds.
@@ -108,6 +115,8 @@ class Rollout:
         self._image_ticks = round(CONTROL_RATE_HZ / manifest.image_rate_hz)
         self._rgb_cameras = manifest.rgb_cameras
         self.world = World(task, look=self.config.look)
+        self.reached: dict[str, float] = {}
+        self.seconds = 0.0
         self._renderer = Renderer(self.world.model, (*self._cameras.values(), OVERVIEW_CAMERA))
         self._fusion = Fusion(manifest.fusion, threads or None)
         self._fusion.warm_up()
@@ -129,6 +138,7 @@ class Rollout:
             ClampError: the policy or the world failed.
         """
         world, config = self.world, self.config
+        self.reached, self.seconds = {}, 0.0
         world.reset(seed)
         rng = episode_noise(seed)
         executor, gate = ChunkExecutor(config.mode, config.execute_steps), SafetyGate()
@@ -138,14 +148,15 @@ class Rollout:
         tick = done_ticks = chunks = held = stage = 0
         last_tick = round(world.task.max_seconds * CONTROL_RATE_HZ)
         while True:
+            self.seconds = tick / CONTROL_RATE_HZ
             if on_tick is not None:
                 on_tick(self)
             if tick % _STAGE_TICKS == 0:
-                stage = max(stage, world.progress())
+                stage = self._furthest(stage)
             done_ticks = done_ticks + 1 if world.success() else 0
             if done_ticks == SUCCESS_TICKS or tick == last_tick:
-                name = world.task.stages[max(stage, world.progress())]
-                return Outcome(done_ticks == SUCCESS_TICKS, tick / CONTROL_RATE_HZ, name, chunks, held)
+                name = world.task.stages[self._furthest(stage)]
+                return Outcome(done_ticks == SUCCESS_TICKS, self.seconds, name, chunks, held)
             now_ns, joints = world.time_ns, world.joint_positions
             assembler.add_joints(now_ns, joints)
             if pending is None and self._asks(tick, observed_tick):
@@ -162,6 +173,14 @@ class Rollout:
             assembler.add_command(now_ns, result.command)
             world.step(result.command)
             tick += 1
+
+    def _furthest(self, stage: int) -> int:
+        """The furthest of a stage and the world's, which is noted when it is new."""
+        now = self.world.progress()
+        if now <= stage:
+            return stage
+        self.reached[self.world.task.stages[now]] = self.seconds
+        return now
 
     def _asks(self, tick: int, observed_tick: int | None) -> bool:
         """Whether the policy takes this tick's observation, as the policy node does."""

@@ -105,7 +105,7 @@ def write_store(
         }  # fmt: skip
         name = f"episode_{e:03d}"
         save_file(tensors, folder / f"{name}.safetensors", metadata={"clamp": json.dumps(metadata)})
-        episodes.append({"file": f"{name}.safetensors", "rows": rows, "task": "move", "bag": name})
+        episodes.append({"file": f"{name}.safetensors", "rows": rows, "task": "move", "seed": e, "bag": name})
     index = {"format": FORMAT, "cameras": [CAMERA], "rgb_size": list(RGB), "episodes": episodes}
     (folder / INDEX).write_text(json.dumps(index))
     return folder

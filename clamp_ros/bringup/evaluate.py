@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from clamp_ros.bringup.session import START_TIMEOUT_S, Session, SystemDiedError, own_domain
-from clamp_ros.contract.errors import ClampError
+from clamp_ros.contract.errors import ClampError, RecordError
 from clamp_ros.contract.interfaces import JOINT_STATES, VIEWS
-from clamp_ros.evaluate import TIMEOUT, Results, Row, Settings, collect, failed_row, missing_seeds
+from clamp_ros.evaluate import NOT_DONE, ROS, collect, lost_row, missing_seeds, open_results, settings_of
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.record.metadata import dump_yaml
-from clamp_ros.rollout import RolloutConfig, artifact_cameras
+from clamp_ros.rollout import RolloutConfig
 from clamp_ros.ros.run import subscribe
+from clamp_ros.score.results import DIED, ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, row, write_whole
 from clamp_ros.sim.tasks import TASKS
 
 _STARTS = 2
@@ -45,16 +46,16 @@ def evaluate_ros(
         RecordError: the disk refuses.
     """
     loaded = Artifact.load(artifact)
-    artifact_cameras(loaded)
-    how = {"mode": rollout.mode, "execute_steps": rollout.execute_steps}
-    results = Results(out, Settings.of(loaded, task, "ros", how))
+    results = open_results(loaded, task, ROS, settings_of(rollout, ROS), out)
     missing = missing_seeds(results, seeds)
     if not missing:
         return results
-    out.parent.mkdir(parents=True, exist_ok=True)
     parameters = out.with_suffix(".parameters.yaml")
     steps = {"ros__parameters": {"execute_steps": rollout.execute_steps}}
-    parameters.write_text(dump_yaml({"control_node": steps, "policy_node": steps}), encoding="utf-8")
+    try:
+        write_whole(parameters, dump_yaml({"control_node": steps, "policy_node": steps}).encode())
+    except OSError as error:
+        raise RecordError(f"{parameters} cannot be written: {error.strerror}; make room, and run it again") from error
     words = [
         "sim:=true", "enabled:=false", f"task:={task}", f"policy:={loaded.folder}", f"control:={rollout.mode}",
         f"config:={parameters}",
@@ -68,23 +69,54 @@ def evaluate_ros(
 def _rows(words: Sequence[str], task: str, seeds: Sequence[int], log: Path) -> Generator[Row, None, None]:
     queue, starts = list(seeds), 0
     while queue:
-        playing = False
+        watch = _Watch(task)
         try:
             with Session([*words, f"seed:={queue[0]}"], log, "evaluate") as session:
                 _wait_until_up(session)
                 starts = 0
                 while queue:
-                    playing = True
-                    row = _play(session, task, queue[0])
+                    watch.begin()
+                    played = _play(session, task, queue[0], watch)
                     queue.pop(0)
-                    yield row
+                    yield played
         except SystemDiedError as error:
-            if playing:
-                yield failed_row(queue.pop(0), str(error).splitlines()[0])
+            if watch.playing:
+                yield watch.lost(queue.pop(0), DIED, str(error).splitlines()[0])
                 continue
             starts += 1
             if starts == _STARTS:  # no fault of an episode's
                 raise ClampError(f"the system does not start: {error}") from error
+
+
+class _Watch:
+    """What is known of the episode that is being played."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._started = 0.0
+        self.playing = False
+
+    def begin(self) -> None:
+        """An episode starts."""
+        self._started, self.playing = time.monotonic(), True
+        self._stage, self._seconds = 0, 0.0
+        self.reached: Reached = {}
+
+    def on_state(self, state: dict[str, Any]) -> None:
+        """Notes the task's progress."""
+        self._seconds = state["time_s"]
+        if state["progress"] > self._stage:
+            self._stage = state["progress"]
+            self.reached[TASKS[self._task].stages[self._stage]] = self._seconds
+
+    @property
+    def wall_s(self) -> float:
+        """Since the episode's start."""
+        return time.monotonic() - self._started
+
+    def lost(self, seed: int, outcome: str, reason: str) -> Row:
+        """The row of an episode that did not come to its end."""
+        return lost_row(self._task, seed, outcome, reason, self._seconds, self.reached, self.wall_s)
 
 
 def _wait_until_up(session: Session) -> None:
@@ -100,22 +132,14 @@ def _wait_until_up(session: Session) -> None:
         session.node.destroy_subscription(subscription)
 
 
-def _play(session: Session, task: str, seed: int) -> Row:
-    started = time.monotonic()
+def _play(session: Session, task: str, seed: int, watch: _Watch) -> Row:
     try:
         session.reset(seed)
-        played = session.play(TASKS[task].max_seconds)
+        played = session.play(TASKS[task].max_seconds, watch.on_state)
     except SystemDiedError:
         raise
     except ClampError as error:
-        return failed_row(seed, str(error), time.monotonic() - started)
-    return {
-        "seed": seed,
-        "success": played.success,
-        "seconds": round(played.seconds, 2),
-        "stage": TASKS[task].stages[played.progress],
-        "chunks": None,
-        "held_ticks": None,
-        "reason": "" if played.success else TIMEOUT,
-        "wall_s": round(time.monotonic() - started, 2),
-    }
+        return watch.lost(seed, ERROR, str(error))
+    outcome, reason = (SUCCESS, "") if played.success else (TIMEOUT, NOT_DONE)
+    stages = TASKS[task].stages
+    return row(seed, outcome, stages, watch.reached, seconds=played.seconds, reason=reason, wall_s=watch.wall_s)

@@ -20,6 +20,11 @@ from clamp_ros import cli
         (["eval", "--task", "mug_on_plate", "--episods", "3"], "--episods"),
         (["eval", "--task", "mug_on_plate", "--episodes", "0"], "--episodes is 0"),
         (["eval", "--task", "mug_on_plate", "--artifact", "/nowhere"], "no policy artifact at '/nowhere'"),
+        (["eval", "--task", "mug_on_plate", "--seeds", "10-20", "15-30"], "15-30 and 10-20 overlap"),
+        (["eval", "--task", "mug_on_plate", "--seeds", "10-20", "--episodes", "5"], "--seeds names 11 seeds"),
+        (["eval", "--task", "mug_on_plate_eas", "--artifact", "mug_on_plate_easy"], "did you mean 'mug_on_plate_easy'"),
+        (["report", "/nowhere.json"], "/nowhere.json is not a results file"),
+        (["report", "."], "no results to report"),
         (["demos", "--task", "mug_on_plat", "--episodes", "1", "--out", "x"], "did you mean 'mug_on_plate'?"),
         (["demos", "--task", "mug_on_plate", "--episodes", "many", "--out", "x"], "many"),
         (["demos", "--task", "mug_on_plate", "--episodes", "1", "--out", "x", "--cameras", "front"], "front"),
@@ -50,7 +55,7 @@ def test_a_mistake_is_named_in_one_line(words, expected, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["record", "bag", "replay", "demos", "eval", "info"])
+@pytest.mark.parametrize("command", ["stop", "record", "bag", "replay", "demos", "eval", "report", "info"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])
@@ -77,7 +82,7 @@ heavy = {"numpy", "mujoco", "torch", "rclpy", "onnxruntime", "numba", "cv2"} & s
 assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("up", "demo", "preflight", "record", "bag", "replay", "demos", "eval", "info", "train"):
+    for command in ("up", "demo", "preflight", "calibrate", "teleop", "stop", "record", "bag", "replay", "demos", "eval", "report", "info", "train"):
         assert f"\n    {command}" in out
 
 

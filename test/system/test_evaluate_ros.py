@@ -1,17 +1,23 @@
-"""Scores through the whole running system: episodes are played, and a system that dies costs one episode."""
+"""Scores through the whole running system: those of the rollout in process; a system that dies costs one episode."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tiny_artifact import build_tiny_artifact
 
+from clamp_ros import evaluate as evaluation
 from clamp_ros.bringup import evaluate
 from clamp_ros.bringup.evaluate import evaluate_ros
 from clamp_ros.bringup.session import Session, SystemDiedError
 from clamp_ros.contract.errors import ClampError
-from clamp_ros.evaluate import TIMEOUT
-from clamp_ros.rollout import RolloutConfig
+from clamp_ros.contract.robot import CHUNK_SIZE, JOINT_NAMES, REST_POSE
+from clamp_ros.evaluate import NOT_DONE, Player, Watching
+from clamp_ros.rollout import Rollout, RolloutConfig
+from clamp_ros.score.results import DIED
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.mug_on_plate import REACHING_M
+from clamp_ros.sim.world import World
 
 TASK = "mug_on_plate_easy"
 
@@ -31,13 +37,60 @@ def test_a_system_that_dies_costs_one_episode_and_another_plays_the_rest(tmp_pat
     monkeypatch.setattr(Session, "play", die_in_the_second_episode)
     out = tmp_path / "scores" / "r.json"
     results = evaluate_ros(artifact, TASK, [7, 8, 9], out, rollout=RolloutConfig(), progress=False)
-    assert [results.rows[seed]["reason"] for seed in (7, 9)] == [TIMEOUT, TIMEOUT]
+    assert [results.rows[seed]["reason"] for seed in (7, 9)] == [NOT_DONE, NOT_DONE]
     assert results.rows[7]["stage"] == "idle"
     assert results.rows[7]["seconds"] == pytest.approx(1.5)
+    assert results.rows[8]["outcome"] == DIED
     assert "the system ended with exit code -9" in results.rows[8]["reason"]
     assert sessions[0] is sessions[1] is not sessions[2]
     assert sorted(p.name for p in out.parent.iterdir()) == ["r.json", "r.log"]
     assert results.settings.way == "ros"
+
+
+HOVERING = {"right/shoulder": -0.2, "right/elbow": 0.9}
+"""Joints, in rad, that bring the right fingertips to HOVER_M: near some of the task's mugs, and far from others."""
+HOVER_M = np.array([0.047, -0.019, 0.156])
+
+
+def hovering_target() -> np.ndarray:
+    """(50, 14): go there, and stay."""
+    pose = REST_POSE.copy()
+    for name, angle in HOVERING.items():
+        pose[JOINT_NAMES.index(name)] = angle
+    return np.tile(pose, (CHUNK_SIZE, 1))
+
+
+def seeds_by_stage(count: int) -> dict[str, list[int]]:
+    """Seeds whose mug is near enough to be called reached from there, and seeds whose mug is not, by 2 cm at least."""
+    world, found, seed = World(TASK, look="primitive"), {"reaching": [], "idle": []}, 0
+    while any(len(seeds) < count for seeds in found.values()):
+        world.reset(seed)
+        margin = float(np.linalg.norm(world.data.body("mug").xpos - HOVER_M)) - REACHING_M
+        if abs(margin) > 0.02:
+            found["reaching" if margin < 0.0 else "idle"].append(seed)
+        seed += 1
+    return {stage: seeds[:count] for stage, seeds in found.items()}
+
+
+@pytest.mark.slow
+def test_an_episode_comes_as_far_through_ros_as_in_process(tmp_path, monkeypatch):
+    """The same artifact and seeds, both ways: the same stages and partial success, and times within the noise."""
+    monkeypatch.setattr(TASKS[TASK], "max_seconds", 3.0)
+    artifact = build_tiny_artifact(tmp_path / "tiny", target=hovering_target())
+    expected = seeds_by_stage(2)
+    seeds = [seed for pair in zip(*expected.values(), strict=True) for seed in pair]
+    config = RolloutConfig(look="primitive")
+    job = evaluation._Job(artifact.folder, TASK, config, Watching(pictures=False), tmp_path, threads=1)
+    play = Player(job, Rollout(artifact, TASK, config, threads=1))
+    here = {seed: play(seed, lambda *_: None) for seed in seeds}
+    there = evaluate_ros(artifact.folder, TASK, seeds, tmp_path / "r.json", rollout=config, progress=False).rows
+    for stage, mine in expected.items():  # the layout decides, so that agreement means something
+        assert [here[seed]["stage"] for seed in mine] == [stage] * len(mine)
+    for seed in seeds:
+        for key in ("outcome", "success", "stage", "partial", "reason"):
+            assert there[seed][key] == here[seed][key], (seed, key)
+        assert there[seed]["seconds"] == pytest.approx(here[seed]["seconds"], abs=0.1)
+        assert there[seed]["reached"] == pytest.approx(here[seed]["reached"], abs=0.5)
 
 
 def test_a_system_that_never_starts_ends_the_run(tmp_path, monkeypatch):

@@ -51,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
         train.add_argument(
             "--normalization", type=Path, help="a file of weights whose statistics are used, in place of the store's"
         )
+        train.add_argument(
+            "--keep-every", type=int, default=0, metavar="N",
+            help="keep the weights of every Nth step too, to be exported and scored (the paper: 40000; default: none)",
+        )  # fmt: skip
         if name == "finetune":
             train.add_argument("--initial", type=Path, required=True, help="policy.safetensors of `clamp train policy`")
 
@@ -65,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
     export = verb("export", "Weights to an artifact: ONNX, manifest, model card.")
     export.add_argument("--experiment", required=True)
     export.add_argument("--encoders", type=Path, help="not for a policy whose policy.tokens is 'none'")
-    export.add_argument("--policy", type=Path, required=True)
+    export.add_argument(
+        "--policy", type=Path, required=True, nargs="+",
+        help="weights; of several, such as runs/policy/kept/*, each becomes an artifact in a folder of --out",
+    )  # fmt: skip
     export.add_argument("--store", type=Path, required=True, help="the demonstrations, for the cameras' intrinsics")
     export.add_argument("--out", type=Path, required=True, help="the artifact's folder")
     export.add_argument("--data", default="", help="a sentence for the model card: what the data is")
@@ -108,13 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(describe(experiment))
         return 0
     if options.verb == "export":
-        from clamp_training.export import export
+        from clamp_training.export import export_all
         from clamp_training.store import Store
 
         commands = options.commands.read_text().splitlines() if options.commands else []
         training = {"data": options.data, "commands": commands}
-        export(experiment, options.encoders, options.policy, Store([options.store], slice(1)), options.out, training)
-        print(f"{options.out}: exported")
+        store = Store([options.store], slice(1))
+        for folder in export_all(experiment, options.encoders, options.policy, store, options.out, training):
+            print(f"{folder}: exported")
         return 0
 
     from clamp_training.machine import prepare
@@ -129,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with joined() as processes:
             print(describe(score(experiment, held_out or store, options.encoders, options.out, processes.device)))
         return 0
+    if options.verb != "encoders" and options.keep_every < 0:
+        raise ConfigError(f"--keep-every is {options.keep_every}, expected a number of steps, or 0 for none")
     if not len(store):
         raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
     with joined() as processes:
@@ -144,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             initial = options.initial if options.verb == "finetune" else None
             result = train_policy(
                 experiment, store, held_out, options.encoders, options.out, initial,
-                processes=processes, normalization=given,
+                processes=processes, normalization=given, keep_every=options.keep_every,
             )  # fmt: skip
         if processes.first:
             print(result)

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from clamp_training.networks.image import ImageEncoder, ImageTokens
 from clamp_training.networks.policy import Context, DiffusionPolicy
 from clamp_training.pretrain import Encoders, load_encoders
 from clamp_training.store import Store
-from clamp_training.train_policy import pooled_tokens
+from clamp_training.train_policy import KEPT, pooled_tokens
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference between torch and onnxruntime, relative to the largest value of an output."""
@@ -233,6 +233,8 @@ def export(
         training={
             **training,
             "steps": {"encoders": pretraining["step"], "policy": metadata["step"]},
+            "run": _run_folder(policy_path).name,
+            "seeds": metadata.get("seeds"),
             "parameters": parameters,
             "experiment": experiment.to_dict(),
         },
@@ -241,6 +243,41 @@ def export(
     manifest = write_manifest(out, manifest)
     (out / "README.md").write_text(model_card(manifest))
     return manifest
+
+
+def export_all(
+    experiment: Experiment,
+    encoders: Path | None,
+    policies: Sequence[Path],
+    store: Store,
+    out: Path,
+    training: dict[str, Any],
+) -> Iterator[Path]:
+    """Exports one policy to `out`, or each of several to a folder in it that names its step; yields the folders.
+
+    Encoders that were trained with a policy, and lie beside its kept weights, are taken in place of those given.
+
+    Raises:
+        ArtifactError: of `export`; or two policies have seen equally many steps.
+    """
+    folders: dict[Path, Path] = {}
+    policies = [path for path in policies if not path.name.startswith("encoders")]  # named by `kept/*`
+    for path in policies:
+        folder = out if len(policies) == 1 else out / f"{out.name}_{checkpoint.metadata(path)['step']:08d}"
+        if folder in folders:
+            raise ArtifactError(f"{folders[folder]} and {path} would both become {folder}; export them by themselves")
+        folders[folder] = path
+    for folder, path in folders.items():
+        beside = path.with_name(path.name.replace("policy", "encoders"))
+        own = beside if path.parent.name == KEPT and beside.exists() else encoders
+        export(experiment, own, path, store, folder, training)
+        yield folder
+
+
+def _run_folder(policy: Path) -> Path:
+    """The folder of the run that weights are of."""
+    folder = policy.resolve().parent
+    return folder.parent if folder.name == KEPT else folder
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -284,6 +321,10 @@ def model_card(manifest: Manifest) -> str:
         ("sampler", f"{diffusion['sampler']}, {diffusion['inference_steps']} of {diffusion['train_steps']} steps, "
          f"{diffusion['parametrization']} parametrization"),
     ]  # fmt: skip
+    seeds = manifest.training.get("seeds")
+    if seeds is not None:
+        told = "; ".join(f"{task} {', '.join(f'{a} to {b}' for a, b in spans)}" for task, spans in seeds.items())
+        rows.append(("seeds of its demonstrations", told))
     parts = [
         f"# {manifest.name}",
         "",

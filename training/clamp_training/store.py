@@ -33,6 +33,7 @@ from clamp_ros.policy.history import ActionHistory, StampedVectors
 from clamp_ros.policy.preprocess import Normalization, resize_rgb
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode, JointSeries
+from clamp_ros.score.seeds import ranges
 
 FORMAT = 1
 INDEX = "index.json"
@@ -113,7 +114,8 @@ def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tupl
         temporary = out.with_suffix(".tmp")
         save_file(tensors, temporary, metadata={"clamp": json.dumps(metadata)})
         temporary.replace(out)
-        return {"file": out.name, "rows": len(stamps), "task": episode.metadata.task, "bag": bag.name}
+        facts = {"task": episode.metadata.task, "seed": episode.metadata.seed, "bag": bag.name}
+        return {"file": out.name, "rows": len(stamps), **facts}
 
 
 def _convert_or_report(job: tuple[Path, Path], cameras: Sequence[str], rgb_size: tuple[int, int]) -> dict[str, Any]:
@@ -208,6 +210,7 @@ class Store:
         self.episodes: list[_EpisodeData] = []
         self.bags: list[str] = []
         self.tasks: list[str] = []
+        self.seeds: list[int | None] = []
         self.cameras: tuple[str, ...] = ()
         made_with: dict[str, Any] = {}
         for folder in folders:
@@ -227,6 +230,7 @@ class Store:
                 self.episodes.append(_load_episode(folder / row["file"], self.cameras))
                 self.bags.append(row["bag"])
                 self.tasks.append(row["task"])
+                self.seeds.append(row.get("seed"))
         self.rows = [(e, t) for e, data in enumerate(self.episodes) for t in range(len(data.tensors["stamps_ns"]))]
         """(episode, time) of every row."""
         self._decompress = zstandard.ZstdDecompressor()
@@ -240,6 +244,13 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def seed_ranges(self) -> dict[str, list[tuple[int, int]]] | None:
+        """Task to the ranges of its episodes' seeds, for whoever scores a policy; None if an episode's is not known."""
+        if None in self.seeds:
+            return None
+        known = [(task, seed) for task, seed in zip(self.tasks, self.seeds, strict=True) if seed is not None]
+        return {task: ranges(seed for t, seed in known if t == task) for task in sorted(set(self.tasks))}
 
     def stacked(self, name: str) -> NDArray[Any]:
         """One array of every row: joint_positions (N, 14), history and actions (N, 50, 14), rgb_<camera>, ..."""

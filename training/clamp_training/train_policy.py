@@ -199,6 +199,10 @@ def learning_rate(experiment: Experiment, step: int) -> float:
     return settings.learning_rate * min(1.0, step / max(1, settings.warmup_steps))
 
 
+KEPT = "kept"
+"""Folder of a run in which weights of its way are kept, as `policy_STEP.safetensors`."""
+
+
 def train_policy(
     experiment: Experiment,
     store: Store,
@@ -209,6 +213,7 @@ def train_policy(
     save_every_s: float = 60.0,
     processes: Processes = ALONE,
     normalization: Normalization | None = None,
+    keep_every: int = 0,
 ) -> Path:
     """Trains into `out/policy.safetensors`, going on from `out/checkpoint.safetensors` if there is one.
 
@@ -225,6 +230,8 @@ def train_policy(
         save_every_s: time between checkpoints.
         processes: of the run.
         normalization: the statistics to scale by; by default the encoders', the initial policy's, or the store's.
+        keep_every: steps between weights that are kept in the folder KEPT, to be exported and scored; 0 keeps none.
+            The paper scores every 40,000 steps.
 
     Raises:
         ArtifactError, ConfigError: encoders, initial policy or checkpoint do not fit the experiment, or each other.
@@ -266,6 +273,23 @@ def train_policy(
     def gradients(parts: list[Part], check: Check) -> dict[str, float]:
         return {"noise_loss": mean_gradients(wrapped, parts, check, processes)["loss"]}
 
+    exported = average.module if settings.ema > 0.0 else objective
+
+    def save_weights(path: Path, steps: int) -> None:
+        record = {"step": steps, "experiment": described, "normalization": statistics(normalization)}
+        checkpoint.save(path, {"policy": exported.policy}, {**record, "seeds": store.seed_ranges()})
+        if encoders is not None and settings.unfreeze:
+            trained_too = copy.deepcopy(encoders)  # the run's own go on being trained
+            for name, module in (("image", trained_too.image), ("action", trained_too.action)):
+                module.load_state_dict(exported.encoders[name].state_dict())
+            beside = path.with_name(path.name.replace("policy", "encoders"))
+            save_encoders(beside, trained_too, metadata["step"], metadata["experiment"], normalization)
+
+    def after_step(step: int) -> None:
+        average.update(objective, step)
+        if processes.first and keep_every and (step + 1) % keep_every == 0:
+            save_weights(out / KEPT / f"policy_{step + 1:08d}.safetensors", step + 1)
+
     done = Loop(
         out=out,
         description="policy",
@@ -281,21 +305,13 @@ def train_policy(
         batch=lambda rng, samples: data.batch(rows_for_step(rng, data.rows, settings.batch), rng, samples),
         gradients=gradients,
         processes=processes,
-        after_step=lambda step: average.update(objective, step),
+        after_step=after_step,
         evaluate=None if held_out is None else lambda: evaluate(average.module, held_out),
         save_every_s=save_every_s,
     ).run()
     final = out / "policy.safetensors"
-    exported = average.module if settings.ema > 0.0 else objective
     if processes.first:
-        record = {"step": done, "experiment": described, "normalization": statistics(normalization)}
-        checkpoint.save(final, {"policy": exported.policy}, record)
-        if encoders is not None and settings.unfreeze:
-            encoders.image.load_state_dict(exported.encoders["image"].state_dict())
-            encoders.action.load_state_dict(exported.encoders["action"].state_dict())
-            save_encoders(
-                out / "encoders.safetensors", encoders, metadata["step"], metadata["experiment"], normalization
-            )
+        save_weights(final, done)
     processes.wait()
     return final
 

@@ -1,0 +1,1 @@
+"""Scores: results on disk, their statistics, and the report page. `clamp_ros.evaluate` plays the episodes."""
