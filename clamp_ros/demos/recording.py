@@ -1,0 +1,207 @@
+"""Plays an expert in a world and writes the episode to a bag, with the topics, types and stamps of the live simulation.
+
+At each control tick t: joint states, transforms and (every few ticks) images measured at t, then the command due at t,
+which holds until the next tick.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clamp_ros.contract.config import unknown_key
+from clamp_ros.contract.errors import ConfigError, SimulationError
+from clamp_ros.contract.interfaces import (
+    JOINT_COMMANDS,
+    JOINT_STATES,
+    TASK_STATE,
+    TF,
+    TF_STATIC,
+    camera_info_topic,
+    color_topic,
+    depth_topic,
+    gripper_frame,
+    object_frame,
+    optical_frame,
+)
+from clamp_ros.contract.robot import ARMS, CONTROL_RATE_HZ
+from clamp_ros.geometry.kinematics import world_from_gripper
+from clamp_ros.record import messages
+from clamp_ros.record.metadata import EpisodeMetadata
+from clamp_ros.record.writer import COMPRESSIONS, EpisodeWriter
+from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig, select_cameras
+from clamp_ros.sim.experts import make_expert
+from clamp_ros.sim.render import Renderer
+from clamp_ros.sim.simulation import START_NS
+from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.world import World
+
+TASK_STATE_TICKS = round(CONTROL_RATE_HZ / (TASK_STATE.rate_hz or CONTROL_RATE_HZ))
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What every episode of a folder has in common; a folder holds one such configuration.
+
+    Attributes:
+        task: a name of `sim.tasks.TASKS`.
+        cameras: physical cameras to render.
+        image_rate_hz: a divisor of 50.
+        look: of the robot: mesh, primitive or auto.
+        compression: of the bags: none, lz4 or zstd.
+    """
+
+    task: str
+    cameras: tuple[str, ...] = ("front_left", "back_right")
+    image_rate_hz: int = 5
+    look: str = "auto"
+    compression: str = "zstd"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise unknown_key(self.task, TASKS, "task")
+        select_cameras(self.cameras, DEFAULT_CAMERAS)
+        if self.image_rate_hz < 1 or CONTROL_RATE_HZ % self.image_rate_hz:
+            raise ConfigError(f"image rate is {self.image_rate_hz} Hz, expected a divisor of {CONTROL_RATE_HZ}")
+        if self.compression not in COMPRESSIONS:
+            raise unknown_key(self.compression, COMPRESSIONS, "compression")
+
+    @property
+    def image_ticks(self) -> int:
+        """Control ticks between two images."""
+        return CONTROL_RATE_HZ // self.image_rate_hz
+
+
+def task_state(world: World) -> dict[str, Any]:
+    """The row of /sim/task_state at this instant."""
+    return {
+        "task": world.task.name,
+        "seed": world.seed,
+        "time_s": 1e-9 * world.time_ns,
+        "success": world.success(),
+        "progress": world.progress(),
+        "text": world.text(),
+    }
+
+
+class WorldRecorder:
+    """Writes what a world publishes, tick by tick, to an episode."""
+
+    def __init__(self, world: World, renderer: Renderer, image_ticks: int) -> None:
+        self._world = world
+        self._renderer = renderer
+        self._image_ticks = image_ticks
+        self._tick = 0
+
+    @property
+    def _stamp_ns(self) -> int:
+        """Now, on the clock of the live simulation."""
+        return START_NS + self._world.time_ns
+
+    def begin(self, writer: EpisodeWriter) -> None:
+        """Starts an episode at the world's present state, which is its time zero."""
+        self._tick = 0
+        self._writer = writer
+        stamp = self._stamp_ns
+        for name, camera in self._renderer.cameras.items():
+            cdr = messages.encode_transforms(stamp, {optical_frame(name): camera.frame_from_camera}, camera.frame)
+            writer.write(TF_STATIC.name, TF_STATIC.type, stamp, cdr)
+
+    def observe(self) -> None:
+        """Writes this tick's joint states and transforms, and its images and task state where they are due."""
+        world, stamp, writer = self._world, self._stamp_ns, self._writer
+        joints = world.joint_positions
+        cdr = messages.encode_joints(stamp, joints, world.joint_velocities)
+        writer.write(JOINT_STATES.name, JOINT_STATES.type, stamp, cdr)
+        poses = {gripper_frame(arm): world_from_gripper(arm, joints) for arm in ARMS}
+        poses |= {object_frame(name): pose for name, pose in world.object_poses().items()}
+        writer.write(TF.name, TF.type, stamp, messages.encode_transforms(stamp, poses))
+        if self._tick % self._image_ticks == 0:
+            for camera in self._renderer.cameras.values():
+                self._write_images(camera, stamp)
+        if self._tick % TASK_STATE_TICKS == 0:
+            self._write_task_state(stamp)
+        self._tick += 1
+
+    def command(self, action: NDArray[np.float64]) -> None:
+        """Writes the (14,) command due at this tick."""
+        stamp = self._stamp_ns
+        self._writer.write(JOINT_COMMANDS.name, JOINT_COMMANDS.type, stamp, messages.encode_joints(stamp, action))
+
+    def end(self) -> None:
+        """Writes the final state, after the last command."""
+        self.observe()
+        if (self._tick - 1) % TASK_STATE_TICKS:
+            self._write_task_state(self._stamp_ns)
+
+    def _write_task_state(self, stamp: int) -> None:
+        row = json.dumps(task_state(self._world))
+        self._writer.write(TASK_STATE.name, TASK_STATE.type, stamp, messages.encode_string(row))
+
+    def _write_images(self, camera: CameraConfig, stamp: int) -> None:
+        color, depth_mm = self._renderer.render(self._world.data, camera.name, self._tick)
+        frame, write = optical_frame(camera.name), self._writer.write
+        write(color_topic(camera.name), messages.IMAGE, stamp, messages.encode_color(stamp, frame, color))
+        write(depth_topic(camera.name), messages.IMAGE, stamp, messages.encode_depth(stamp, frame, depth_mm))
+        info = messages.encode_camera_info(stamp, frame, camera.pinhole)
+        write(camera_info_topic(camera.name), messages.CAMERA_INFO, stamp, info)
+
+
+class Demonstrator:
+    """Makes one demonstration after another in one process; building the world and the renderer takes seconds."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        self._config = config
+        self._world = World(config.task, look=config.look)
+        cameras = select_cameras(config.cameras, DEFAULT_CAMERAS)
+        self._recorder = WorldRecorder(self._world, Renderer(self._world.model, cameras.values()), config.image_ticks)
+
+    def demonstrate(self, seed: int, bag: Path) -> dict[str, Any]:
+        """Plays the expert on one seed; the bag is kept if the task succeeds.
+
+        Returns:
+            seed, success, ticks, reason (of a failure), bytes (of the bag).
+
+        Raises:
+            RecordError: the disk refuses.
+        """
+        world = self._world
+        metadata = EpisodeMetadata(
+            task=self._config.task,
+            seed=seed,
+            cameras=self._config.cameras,
+            operator="expert",
+            extra={"simulated": True},
+        )
+        world.reset(seed)
+        try:
+            expert = make_expert(world, np.random.default_rng([seed, 1]))
+        except SimulationError as error:
+            return {"seed": seed, "success": False, "ticks": 0, "reason": str(error), "bytes": 0}
+        writer = EpisodeWriter(bag, metadata, compression=self._config.compression, flush_s=None, wait=True)
+        try:
+            self._recorder.begin(writer)
+            ticks = 0
+            while not expert.done and ticks < world.task.max_seconds * CONTROL_RATE_HZ:
+                self._recorder.observe()
+                action = expert.act()
+                self._recorder.command(action)
+                world.step(action)
+                ticks += 1
+            self._recorder.end()
+            success = expert.done and world.success()
+        except BaseException:
+            writer.abandon()
+            raise
+        if not success:
+            writer.abandon()
+            reason = f"ended at stage {world.task.stages[world.progress()]!r}"
+            return {"seed": seed, "success": False, "ticks": ticks, "reason": reason, "bytes": 0}
+        path = writer.close("success")
+        size = sum(f.stat().st_size for f in path.iterdir())
+        return {"seed": seed, "success": True, "ticks": ticks, "reason": "", "bytes": size}
