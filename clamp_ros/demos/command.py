@@ -60,11 +60,15 @@ def _make(words: Sequence[str]) -> int:
     parser.add_argument(
         "--compression", default="zstd", choices=("none", "lz4", "zstd"), help="of the bags (%(default)s)"
     )
+    parser.add_argument("--randomise", default="", metavar="ASPECTS", help="vary the episodes: all, or some of light,"
+                        " colours, camera, depth, latency; light=0.5 is half as much (nothing)")  # fmt: skip
     args = parser.parse_args(words)
     from clamp_ros.demos.make import make_demos
     from clamp_ros.demos.recording import DemoConfig
+    from clamp_ros.sim.randomise import Randomisation
 
-    config = DemoConfig(args.task, args.cameras, args.image_rate, args.look, args.compression)
+    randomise = Randomisation.parse(args.randomise)
+    config = DemoConfig(args.task, args.cameras, args.image_rate, args.look, args.compression, randomise)
     summary = make_demos(config, args.episodes, args.out, seed=args.seed, workers=args.workers).to_dict()
     print(
         f"{args.out}: {summary['episodes']} episodes of {summary['mean_seconds']} s, {summary['megabytes']} MB, from"

@@ -22,6 +22,7 @@ from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ
 from clamp_ros.demos.recording import DemoConfig, Demonstrator
 from clamp_ros.record.writer import PARTIAL_SUFFIX
+from clamp_ros.sim.randomise import Randomisation
 
 _GIVE_UP_AFTER = 20
 """Failures in a row after which the task, not the luck, is to blame."""
@@ -168,7 +169,8 @@ def _check_settings(folder: Path, config: DemoConfig) -> None:
     if not path.exists():
         path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    plain = {"randomise": asdict(Randomisation())}  # folders older than it do not name it
+    found = plain | json.loads(path.read_text(encoding="utf-8"))
     differing = {key: (found.get(key), value) for key, value in wanted.items() if found.get(key) != value}
     if differing:
         words = ", ".join(f"{key} {old!r} there and {new!r} here" for key, (old, new) in differing.items())

@@ -7,7 +7,7 @@ which holds until the next tick.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from clamp_ros.record.metadata import EpisodeMetadata
 from clamp_ros.record.writer import COMPRESSIONS, EpisodeWriter
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig, select_cameras
 from clamp_ros.sim.experts import make_expert
+from clamp_ros.sim.randomise import Randomisation, Randomiser, set_appearance
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.simulation import START_NS
 from clamp_ros.sim.tasks import TASKS
@@ -54,6 +55,7 @@ class DemoConfig:
         image_rate_hz: a divisor of 50.
         look: of the robot: mesh, primitive or auto.
         compression: of the bags: none, lz4 or zstd.
+        randomise: how much looks, cameras, depth and latency vary from episode to episode.
     """
 
     task: str
@@ -61,6 +63,7 @@ class DemoConfig:
     image_rate_hz: int = 5
     look: str = "auto"
     compression: str = "zstd"
+    randomise: Randomisation = field(default_factory=Randomisation)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -90,9 +93,14 @@ def task_state(world: World) -> dict[str, Any]:
 
 
 class WorldRecorder:
-    """Writes what a world publishes, tick by tick, to an episode."""
+    """Writes what a world publishes, tick by tick, to an episode.
+
+    Attributes:
+        image_latency_ns, joint_latency_ns: how much later than its stamp a message comes, by the bag's time.
+    """
 
     def __init__(self, world: World, renderer: Renderer, image_ticks: int) -> None:
+        self.image_latency_ns = self.joint_latency_ns = 0
         self._world = world
         self._renderer = renderer
         self._image_ticks = image_ticks
@@ -117,7 +125,7 @@ class WorldRecorder:
         world, stamp, writer = self._world, self._stamp_ns, self._writer
         joints = world.joint_positions
         cdr = messages.encode_joints(stamp, joints, world.joint_velocities)
-        writer.write(JOINT_STATES.name, JOINT_STATES.type, stamp, cdr)
+        writer.write(JOINT_STATES.name, JOINT_STATES.type, stamp + self.joint_latency_ns, cdr)
         poses = {gripper_frame(arm): world_from_gripper(arm, joints) for arm in ARMS}
         poses |= {object_frame(name): pose for name, pose in world.object_poses().items()}
         writer.write(TF.name, TF.type, stamp, messages.encode_transforms(stamp, poses))
@@ -145,11 +153,11 @@ class WorldRecorder:
 
     def _write_images(self, camera: CameraConfig, stamp: int) -> None:
         color, depth_mm = self._renderer.render(self._world.data, camera.name, self._tick)
-        frame, write = optical_frame(camera.name), self._writer.write
-        write(color_topic(camera.name), messages.IMAGE, stamp, messages.encode_color(stamp, frame, color))
-        write(depth_topic(camera.name), messages.IMAGE, stamp, messages.encode_depth(stamp, frame, depth_mm))
+        frame, write, told = optical_frame(camera.name), self._writer.write, stamp + self.image_latency_ns
+        write(color_topic(camera.name), messages.IMAGE, told, messages.encode_color(stamp, frame, color))
+        write(depth_topic(camera.name), messages.IMAGE, told, messages.encode_depth(stamp, frame, depth_mm))
         info = messages.encode_camera_info(stamp, frame, camera.pinhole)
-        write(camera_info_topic(camera.name), messages.CAMERA_INFO, stamp, info)
+        write(camera_info_topic(camera.name), messages.CAMERA_INFO, told, info)
 
 
 class Demonstrator:
@@ -159,7 +167,21 @@ class Demonstrator:
         self._config = config
         self._world = World(config.task, look=config.look)
         cameras = select_cameras(config.cameras, DEFAULT_CAMERAS)
-        self._recorder = WorldRecorder(self._world, Renderer(self._world.model, cameras.values()), config.image_ticks)
+        self._renderer = Renderer(self._world.model, cameras.values())
+        self._recorder = WorldRecorder(self._world, self._renderer, config.image_ticks)
+        self._randomiser = Randomiser(config.randomise, self._world.model, cameras)
+
+    def _show(self, seed: int) -> dict[str, Any]:
+        """Gives the episode its looks; returns what the bag says of them."""
+        if not self._config.randomise.active:
+            return {}
+        scene = self._randomiser.scene(seed)
+        set_appearance(self._world.model, scene.appearance)
+        self._renderer.set_cameras(scene.cameras.values())
+        self._world.cameras |= scene.cameras
+        self._recorder.image_latency_ns = round(1e9 * scene.image_latency_s)
+        self._recorder.joint_latency_ns = round(1e9 * scene.joint_latency_s)
+        return {"randomised": scene.to_dict()}
 
     def demonstrate(self, seed: int, bag: Path) -> dict[str, Any]:
         """Plays the expert on one seed; the bag is kept if the task succeeds.
@@ -176,7 +198,7 @@ class Demonstrator:
             seed=seed,
             cameras=self._config.cameras,
             operator="expert",
-            extra={"simulated": True},
+            extra={"simulated": True, **self._show(seed)},
         )
         world.reset(seed)
         try:
