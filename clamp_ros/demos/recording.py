@@ -7,15 +7,17 @@ which holds until the next tick.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.contract.config import unknown_key
-from clamp_ros.contract.errors import ConfigError, SimulationError
+from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.interfaces import (
     JOINT_COMMANDS,
     JOINT_STATES,
@@ -30,12 +32,13 @@ from clamp_ros.contract.interfaces import (
     optical_frame,
 )
 from clamp_ros.contract.robot import ARMS, CONTROL_RATE_HZ
+from clamp_ros.demos.states import StateRecorder, load
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.record import messages
 from clamp_ros.record.metadata import EpisodeMetadata
 from clamp_ros.record.writer import COMPRESSIONS, EpisodeWriter
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig, select_cameras
-from clamp_ros.sim.experts import make_expert
+from clamp_ros.sim.experts import Expert, make_expert
 from clamp_ros.sim.randomise import Randomisation, Randomiser, set_appearance
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.simulation import START_NS
@@ -56,6 +59,7 @@ class DemoConfig:
         look: of the robot: mesh, primitive or auto.
         compression: of the bags: none, lz4 or zstd.
         randomise: how much looks, cameras, depth and latency vary from episode to episode.
+        states_only: store what the physics does, to be rendered later, instead of bags with pictures.
     """
 
     task: str
@@ -64,6 +68,7 @@ class DemoConfig:
     look: str = "auto"
     compression: str = "zstd"
     randomise: Randomisation = field(default_factory=Randomisation)
+    states_only: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -161,30 +166,21 @@ class WorldRecorder:
 
 
 class Demonstrator:
-    """Makes one demonstration after another in one process; building the world and the renderer takes seconds."""
+    """Makes one demonstration after another in one process; building the world and the renderer takes seconds.
+
+    Attributes:
+        config: of every episode.
+    """
 
     def __init__(self, config: DemoConfig) -> None:
-        self._config = config
+        self.config = config
         self._world = World(config.task, look=config.look)
-        cameras = select_cameras(config.cameras, DEFAULT_CAMERAS)
-        self._renderer = Renderer(self._world.model, cameras.values())
-        self._recorder = WorldRecorder(self._world, self._renderer, config.image_ticks)
-        self._randomiser = Randomiser(config.randomise, self._world.model, cameras)
-
-    def _show(self, seed: int) -> dict[str, Any]:
-        """Gives the episode its looks; returns what the bag says of them."""
-        if not self._config.randomise.active:
-            return {}
-        scene = self._randomiser.scene(seed)
-        set_appearance(self._world.model, scene.appearance)
-        self._renderer.set_cameras(scene.cameras.values())
-        self._world.cameras |= scene.cameras
-        self._recorder.image_latency_ns = round(1e9 * scene.image_latency_s)
-        self._recorder.joint_latency_ns = round(1e9 * scene.joint_latency_s)
-        return {"randomised": scene.to_dict()}
+        self._cameras = select_cameras(config.cameras, DEFAULT_CAMERAS)
+        self._randomiser = Randomiser(config.randomise, self._world.model, self._cameras)
+        self._renderer: Renderer | None = None
 
     def demonstrate(self, seed: int, bag: Path) -> dict[str, Any]:
-        """Plays the expert on one seed; the bag is kept if the task succeeds.
+        """Plays the expert on one seed; the bag, or the states, are kept if the task succeeds.
 
         Returns:
             seed, success, ticks, reason (of a failure), bytes (of the bag).
@@ -193,37 +189,99 @@ class Demonstrator:
             RecordError: the disk refuses.
         """
         world = self._world
-        metadata = EpisodeMetadata(
-            task=self._config.task,
-            seed=seed,
-            cameras=self._config.cameras,
-            operator="expert",
-            extra={"simulated": True, **self._show(seed)},
-        )
-        world.reset(seed)
         try:
+            world.reset(seed)
             expert = make_expert(world, np.random.default_rng([seed, 1]))
         except SimulationError as error:
             return {"seed": seed, "success": False, "ticks": 0, "reason": str(error), "bytes": 0}
-        writer = EpisodeWriter(bag, metadata, compression=self._config.compression, flush_s=None, wait=True)
+        if self.config.states_only:
+            states = StateRecorder(world)
+            ticks = self._play(expert, states)
+            return self._row(expert, ticks, lambda: states.save(bag))
+        recorder, writer = self._recorder(seed), self._writer(seed, bag)
         try:
-            self._recorder.begin(writer)
-            ticks = 0
-            while not expert.done and ticks < world.task.max_seconds * CONTROL_RATE_HZ:
-                self._recorder.observe()
-                action = expert.act()
-                self._recorder.command(action)
-                world.step(action)
-                ticks += 1
-            self._recorder.end()
-            success = expert.done and world.success()
+            recorder.begin(writer)
+            row = self._row(expert, self._play(expert, recorder), lambda: _finish(writer))
         except BaseException:
             writer.abandon()
             raise
-        if not success:
+        if not row["success"]:
             writer.abandon()
-            reason = f"ended at stage {world.task.stages[world.progress()]!r}"
-            return {"seed": seed, "success": False, "ticks": ticks, "reason": reason, "bytes": 0}
-        path = writer.close("success")
-        size = sum(f.stat().st_size for f in path.iterdir())
-        return {"seed": seed, "success": True, "ticks": ticks, "reason": "", "bytes": size}
+        return row
+
+    def render(self, episode: Path, bag: Path) -> dict[str, Any]:
+        """Makes the bag, with pictures, of an episode that was stored as states; returns its row, as `demonstrate`.
+
+        Raises:
+            RecordError: the episode does not fit this version's task, or the disk refuses.
+        """
+        world = self._world
+        states, actions, seed = load(episode)
+        world.seed = seed
+        recorder, writer = self._recorder(seed), self._writer(seed, bag)
+        try:
+            world.set_state(states[0])
+            recorder.begin(writer)
+            for state, action in zip(states, actions, strict=False):
+                world.set_state(state)
+                recorder.observe()
+                recorder.command(action)
+            world.set_state(states[-1])
+            recorder.end()
+            if not world.success():
+                raise RecordError(f"{episode} ends without success: it was made by another version; make it anew")
+            size = _finish(writer)
+        except SimulationError as error:
+            writer.abandon()
+            raise RecordError(f"{episode} does not fit: {error}") from error
+        except BaseException:
+            writer.abandon()
+            raise
+        return {"seed": seed, "success": True, "ticks": len(actions), "reason": "", "bytes": size}
+
+    def _play(self, expert: Expert, recorder: WorldRecorder | StateRecorder) -> int:
+        world, ticks = self._world, 0
+        while not expert.done and ticks < world.task.max_seconds * CONTROL_RATE_HZ:
+            recorder.observe()
+            action = expert.act()
+            recorder.command(action)
+            world.step(action)
+            ticks += 1
+        recorder.end()
+        return ticks
+
+    def _row(self, expert: Expert, ticks: int, keep: Callable[[], int]) -> dict[str, Any]:
+        world = self._world
+        row = {"seed": world.seed, "success": expert.done and world.success(), "ticks": ticks, "reason": "", "bytes": 0}
+        if row["success"]:
+            return {**row, "bytes": keep()}
+        return {**row, "reason": f"ended at stage {world.task.stages[world.progress()]!r}"}
+
+    def _writer(self, seed: int, bag: Path) -> EpisodeWriter:
+        extra: dict[str, Any] = {"simulated": True}
+        if self.config.randomise.active:
+            extra["randomised"] = self._randomiser.scene(seed).to_dict()
+        metadata = EpisodeMetadata(
+            task=self.config.task, seed=seed, cameras=self.config.cameras, operator="expert", extra=extra
+        )
+        return EpisodeWriter(bag, metadata, compression=self.config.compression, flush_s=None, wait=True)
+
+    def _recorder(self, seed: int) -> WorldRecorder:
+        """Of an episode, with its looks."""
+        if self._renderer is None:
+            self._renderer = Renderer(self._world.model, self._cameras.values())
+        recorder = WorldRecorder(self._world, self._renderer, self.config.image_ticks)
+        if self.config.randomise.active:
+            scene = self._randomiser.scene(seed)
+            set_appearance(self._world.model, scene.appearance)
+            mujoco.mj_camlight(self._world.model, self._world.data)
+            self._renderer.set_cameras(scene.cameras.values())
+            self._world.cameras |= scene.cameras
+            recorder.image_latency_ns = round(1e9 * scene.image_latency_s)
+            recorder.joint_latency_ns = round(1e9 * scene.joint_latency_s)
+        return recorder
+
+
+def _finish(writer: EpisodeWriter) -> int:
+    """Closes the bag of a success; returns its bytes."""
+    return sum(f.stat().st_size for f in writer.close("success").iterdir())
