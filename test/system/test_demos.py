@@ -204,7 +204,7 @@ def test_merged_folders_hold_what_their_sources_do(tmp_path):
     assert merge([a, b], out).to_dict() == summary.to_dict()
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == [f"{CONFIG.task}_{s:06d}" for s in (0, 2, 100)]
     assert bag_path(out, CONFIG.task, 2).joinpath("x.mcap").read_text() == "bag 2"
-    assert make_demos(CONFIG, 3, out, progress=False).made == 0  # and it can be gone on with
+    assert make_demos(CONFIG, 2, out, progress=False).made == 0  # and it can be gone on with
 
 
 def test_folders_that_do_not_fit_are_not_merged(tmp_path):
@@ -232,7 +232,7 @@ def test_folders_that_do_not_fit_are_not_merged(tmp_path):
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "a", {0: True, 1: True})
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:

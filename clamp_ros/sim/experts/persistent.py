@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.contract.errors import SimulationError
-from clamp_ros.contract.robot import CONTROL_RATE_HZ, GRIPPER_INDICES, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.contract.robot import (
+    CONTROL_RATE_HZ,
+    GRIPPER_INDICES,
+    LOWER_LIMITS,
+    REST_POSE,
+    UPPER_LIMITS,
+    VELOCITY_LIMITS,
+)
 from clamp_ros.sim.experts.expert import Expert
 from clamp_ros.sim.experts.gripping import OPEN_M
 from clamp_ros.sim.experts.trajectory import COMFORT, PEAK_OVER_MEAN, minimum_jerk
@@ -28,18 +35,30 @@ PATIENCE_S = 3.0
 _LOOK_TICKS = 5
 _LOST_LOOKS = 3
 """So many looks in a row at a hand without the thing in it: one may be a bounce."""
+_STOP_TICKS = 10
 _LEAST_HOME_S = 1.2
 _OPEN_S = 0.4
 _FALLEN_RAD = np.deg2rad(15.0)
 
 
-def way_home(action: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(T, 14) targets that open the hands where they are and bring both arms to rest, from (14,) present targets."""
+def way_home(action: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Brings moving arms to a stop, opens the hand that was busy, and brings both arms to rest.
+
+    Args:
+        action: (14,) present targets.
+        step: (14,) by which they differ from those of the tick before.
+
+    Returns:
+        (T, 14) targets.
+    """
+    ticks = np.arange(1, _STOP_TICKS + 1)[:, None]
+    stop = np.clip(action + step * (ticks - 0.5 * ticks**2 / _STOP_TICKS), LOWER_LIMITS, UPPER_LIMITS)
+    action = stop[-1]
     opened = action.copy()
     hands = list(GRIPPER_INDICES)
     opened[hands] = np.where(np.abs(action[hands] - REST_POSE[hands]) > 1e-6, OPEN_M, action[hands])
     travel_s = PEAK_OVER_MEAN * float((np.abs(REST_POSE - opened) / VELOCITY_LIMITS).max()) / COMFORT
-    rows = []
+    rows = [stop]
     for start, end, seconds in ((action, opened, _OPEN_S), (opened, REST_POSE, max(travel_s, _LEAST_HOME_S))):
         share = minimum_jerk(np.arange(1, round(seconds * CONTROL_RATE_HZ) + 1) / round(seconds * CONTROL_RATE_HZ))
         rows.append(start + share[:, None] * (end - start))
@@ -76,7 +95,9 @@ class Persistent(Expert):
     def act(self) -> NDArray[np.float64]:
         """(14,) the next absolute joint targets."""
         if self._lost():
-            self._play(way_home(super().act()))
+            before = self._plan[self._next - 1]
+            action = super().act()
+            self._play(way_home(action, action - before))
             self._going_home = True
         elif super().done and not self.done:
             self._waited += 1
