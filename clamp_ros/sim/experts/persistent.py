@@ -95,9 +95,8 @@ class Persistent(Expert):
     def act(self) -> NDArray[np.float64]:
         """(14,) the next absolute joint targets."""
         if self._lost():
-            before = self._plan[self._next - 1]
-            action = super().act()
-            self._play(way_home(action, action - before))
+            before, last = self._plan[self._next - 2 : self._next]
+            self._play(way_home(last, last - before))
             self._going_home = True
         elif super().done and not self.done:
             self._waited += 1
