@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_stop, _add_record, _add_bag, _add_replay, _add_demos, _add_eval, _add_report, _add_info):
+    for add in (_add_stop, _add_record, _add_bag, _add_replay, _add_eval, _add_report, _add_info):
         add(commands)
     return parser
 
@@ -129,6 +129,10 @@ def _run_calibrate(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_ros.calibrate").main(words)
 
 
+def _run_demos(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.demos.command").main(words)
+
+
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
     "teleop": ("move the robot, or its simulation, with the leader arms: clamp teleop sim:=true", _run_teleop),
@@ -136,6 +140,7 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "demo": ("watch the shipped policy do its task in simulation; leaves a film and a bag", _run_demo),
     "calibrate": ("tell where the cameras are, from pictures of a printed board", _run_calibrate),
     "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
+    "demos": ("make demonstrations with a scripted expert, one bag an episode; merge and score them", _run_demos),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""
@@ -256,41 +261,6 @@ def _run_replay(args: argparse.Namespace) -> int:
     where = f"; recorded to {done.bag}" if done.bag is not None else ""
     print(f"{args.bag}: {'success' if done.success else 'no success'} after {done.seconds:.1f} s{where}")
     return 0 if done.success else EXIT_PROBLEM
-
-
-def _add_demos(commands: Any) -> None:
-    parser = _command(
-        commands, "demos", "make demonstrations with a scripted expert, one bag an episode", _run_demos,
-        "Keeps successes only. Episodes are played in process and hold the topics of the live simulation. The same\n"
-        "command goes on where an interrupted one stopped; demos.jsonl in the folder tells of every seed.",
-    )  # fmt: skip
-    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASK_NAMES)}")
-    parser.add_argument("--episodes", type=int, required=True, metavar="N", help="how many successes")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the bags")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, metavar="W", help="processes (%(default)s)")
-    parser.add_argument("--cameras", type=_names, default=("front_left", "back_right"), metavar="A,B",
-                        help="cameras to render (front_left,back_right)")  # fmt: skip
-    parser.add_argument("--image-rate", type=int, default=5, metavar="HZ", help="images a second (%(default)s)")
-    parser.add_argument(
-        "--look", default="auto", choices=("auto", "mesh", "primitive"), help="of the robot (%(default)s)"
-    )
-    parser.add_argument(
-        "--compression", default="zstd", choices=("none", "lz4", "zstd"), help="of the bags (%(default)s)"
-    )
-
-
-def _run_demos(args: argparse.Namespace) -> int:
-    from clamp_ros.demos import DemoConfig, make_demos
-
-    config = DemoConfig(args.task, args.cameras, args.image_rate, args.look, args.compression)
-    summary = make_demos(config, args.episodes, args.out, seed=args.seed, workers=args.workers).to_dict()
-    print(
-        f"{args.out}: {summary['episodes']} episodes of {summary['mean_seconds']} s, {summary['megabytes']} MB, from"
-        f" {summary['attempts']} seeds; made {summary['made_in_this_run']} now at"
-        f" {summary['episodes_per_minute']} a minute"
-    )
-    return 0
 
 
 def _add_eval(commands: Any) -> None:

@@ -53,16 +53,22 @@ class DepthFaults:
         hole_fraction: share of the picture, 0 to 1, in small blobs without depth.
         min_m: nearer than this there is no depth.
         seed: of the noise; a frame's noise depends on seed, camera and frame number alone.
+        edge_px: standard deviation, in pixels, of where a depth is taken from, which makes outlines ragged.
+        baseline_m: between the two imagers; what only one of them sees, at the left of things, has no depth.
     """
 
     noise_m: float = 0.0
     hole_fraction: float = 0.0
     min_m: float = 0.0
     seed: int = 0
+    edge_px: float = 0.0
+    baseline_m: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.noise_m <= 1.0 and 0.0 <= self.hole_fraction <= 1.0 and 0.0 <= self.min_m <= 10.0):
             raise ConfigError(f"{self} is out of range, expected noise_m 0..1, hole_fraction 0..1, min_m 0..10")
+        if not (0.0 <= self.edge_px <= 10.0 and 0.0 <= self.baseline_m <= 1.0):
+            raise ConfigError(f"{self} is out of range, expected edge_px 0..10, baseline_m 0..1")
         if self.seed < 0:
             raise ConfigError(f"seed of the depth noise is {self.seed}, expected 0 or more")
 

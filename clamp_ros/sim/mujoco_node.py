@@ -255,7 +255,6 @@ class MujocoNode(Node):
         try:
             simulation = Simulation(self._config)
             try:
-                self._send_fixed_frames(simulation)
                 self._reset(simulation, self._config.seed)
                 while not self._stop.is_set():
                     self._serve(simulation)
@@ -282,6 +281,7 @@ class MujocoNode(Node):
 
     def _reset(self, simulation: Simulation, seed: int) -> str:
         simulation.reset(seed)
+        self._send_fixed_frames(simulation)
         self._commands.clear()
         self._views.clear()
         self._chunk.clear()

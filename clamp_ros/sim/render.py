@@ -132,6 +132,10 @@ class Renderer:
         depth_mm = depth_mm_from_zbuffer(zbuffer[::-1])
         return np.ascontiguousarray(color[::-1]), with_faults(depth_mm, config, frame)
 
+    def set_cameras(self, cameras: Iterable[CameraConfig]) -> None:
+        """Other poses, lenses and faults for the same cameras, with pictures of the same size."""
+        self.cameras = {camera.name: camera for camera in cameras}
+
     def _config(self, camera: str) -> CameraConfig:
         try:
             return self.cameras[camera]
@@ -188,10 +192,33 @@ def with_faults(depth_mm: NDArray[np.uint16], config: CameraConfig, frame: int) 
     if faults == DepthFaults(seed=faults.seed):
         return depth_mm
     rng = np.random.default_rng([faults.seed, frame, *config.name.encode()])
+    height, width = depth_mm.shape
+    noise = rng.standard_normal((height, width), dtype=np.float32)
+    blobs = rng.random((-(-height // 4), -(-width // 4))) < faults.hole_fraction if faults.hole_fraction > 0.0 else None
+    shadow = _one_imager_only(depth_mm, config) if faults.baseline_m > 0.0 else None
+    if faults.edge_px > 0.0:
+        aside = np.rint(faults.edge_px * rng.standard_normal((2, height, width), dtype=np.float32)).astype(np.int64)
+        rows = np.clip(np.arange(height)[:, None] + aside[0], 0, height - 1)
+        depth_mm = depth_mm[rows, np.clip(np.arange(width) + aside[1], 0, width - 1)]
     z = depth_mm * 0.001
-    noisy = z + faults.noise_m * z * z * rng.standard_normal(z.shape, dtype=np.float32)
+    noisy = z + faults.noise_m * z * z * noise
     valid = (depth_mm > 0) & (z >= faults.min_m)
-    if faults.hole_fraction > 0.0:
-        blobs = rng.random((-(-z.shape[0] // 4), -(-z.shape[1] // 4))) < faults.hole_fraction
-        valid &= ~np.kron(blobs, np.ones((4, 4), dtype=bool))[: z.shape[0], : z.shape[1]]
+    if blobs is not None:
+        valid &= ~np.kron(blobs, np.ones((4, 4), dtype=bool))[:height, :width]
+    if shadow is not None:
+        valid &= ~shadow
     return np.where(valid, np.clip(np.rint(1000.0 * noisy), 1, 65535), 0).astype(np.uint16)
+
+
+def _one_imager_only(depth_mm: NDArray[np.uint16], config: CameraConfig) -> NDArray[np.bool_]:
+    """(H, W) whether the second imager, to the right of the first, has something nearer in the way.
+
+    A pixel at column u with disparity d = f baseline / z is at u - d there. It is hidden if one to its right in the
+    first picture comes to lie at or left of it in the second.
+    """
+    z = np.where(depth_mm > 0, 0.001 * depth_mm, np.inf)
+    column = np.arange(z.shape[1]) - config.pinhole.fx * config.faults.baseline_m / z
+    leftmost = np.minimum.accumulate(column[:, ::-1], axis=1)[:, ::-1]  # of this pixel and all to its right
+    hidden = np.zeros(z.shape, dtype=bool)
+    hidden[:, :-1] = leftmost[:, 1:] <= column[:, :-1]
+    return hidden

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import mujoco
 import numpy as np
@@ -140,6 +140,20 @@ class RenderPool:
                 pending.append((worker, share))
         self._pending = pending
 
+    def set_scene(self, appearance: NDArray[np.float64], cameras: Mapping[str, CameraConfig]) -> None:
+        """Another look of the model, and other poses, lenses and faults of the same cameras; waits until it is so.
+
+        Raises:
+            SimulationError: pictures are pending, or a worker has died or is stuck.
+        """
+        if self._pending is not None:
+            raise SimulationError("pictures are still pending; collect them before the scene changes")
+        self.cameras = {name: cameras[name] for name in self.cameras}
+        for worker in self._workers:
+            worker.tell(appearance, [cameras[name] for name in worker.names])
+        for worker in self._workers:
+            worker.wait(FRAME_TIMEOUT_S, "changing the scene")
+
     def ready(self) -> bool:
         """Whether `collect` would not wait."""
         return self._pending is not None and all(worker.answered() for worker, _ in self._pending)
@@ -215,8 +229,17 @@ class _Worker:
     def ask(self, state: NDArray[np.float64], cameras: list[tuple[int, int]]) -> None:
         """Asks for pictures of a state: (index of the camera, number of the frame) each."""
         self._state[:] = state
+        self._send(cameras)
+
+    def tell(self, appearance: NDArray[np.float64], cameras: list[CameraConfig]) -> None:
+        """Sends another look of the model and of the worker's cameras, which is answered like an ask."""
+        self._send({"appearance": appearance.tolist(), "cameras": [camera.to_dict() for camera in cameras]})
+
+    def _send(self, words: Any) -> None:
+        line = memoryview(json.dumps(words).encode() + b"\n")
         try:
-            self._pipes[0].write(json.dumps(cameras).encode() + b"\n")
+            while line:  # an unbuffered pipe takes what it has room for
+                line = line[self._pipes[0].write(line) :]
         except BrokenPipeError:
             raise self._dead("before drawing") from None
 

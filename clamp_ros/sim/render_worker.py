@@ -11,9 +11,11 @@ import signal
 import sys
 
 import mujoco
+import numpy as np
 
 from clamp_ros.contract.errors import ClampError
 from clamp_ros.sim.cameras import CameraConfig
+from clamp_ros.sim.randomise import set_appearance
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.render_pool import Layout
 
@@ -36,6 +38,13 @@ def main() -> int:
         answer.write(b".")
         answer.flush()
         for line in sys.stdin.buffer:
+            ask = json.loads(line)
+            if isinstance(ask, dict):  # another look, for this and all later pictures
+                set_appearance(model, np.array(ask["appearance"]))
+                renderer.set_cameras(CameraConfig.from_dict(values) for values in ask["cameras"])
+                answer.write(b".")
+                answer.flush()
+                continue
             pos, quat = model.nq, model.nq + 3 * model.nmocap
             data.qpos[:] = state[:pos]
             data.mocap_pos[:] = state[pos:quat].reshape(-1, 3)
@@ -43,7 +52,7 @@ def main() -> int:
             mujoco.mj_kinematics(model, data)
             mujoco.mj_comPos(model, data)
             mujoco.mj_camlight(model, data)
-            for index, frame in json.loads(line):
+            for index, frame in ask:
                 color, depth_mm = renderer.render(data, layout.cameras[index].name, frame)
                 pictures[index][0][:] = color
                 pictures[index][1][:] = depth_mm

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +31,7 @@ from clamp_ros.sim.cameras import (
     select_cameras,
     wrist_camera,
 )
+from clamp_ros.sim.randomise import Randomisation, Randomiser, Scene, set_appearance
 from clamp_ros.sim.render_pool import RenderPool, usable_cores
 from clamp_ros.sim.robot_model import LOOKS
 from clamp_ros.sim.world import World
@@ -70,6 +71,21 @@ class SimulationConfig:
     )
     depth_holes: float = param(0.0, "share of the depth picture that is missing, in blobs", minimum=0.0, maximum=1.0)
     depth_min_m: float = param(0.0, "nearer than this there is no depth", unit="m", minimum=0.0, maximum=10.0)
+    depth_edge_px: float = param(0.0, "raggedness of outlines in depth", unit="px", minimum=0.0, maximum=10.0)
+    depth_baseline_m: float = param(
+        0.0, "between the stereo imagers; what one alone sees has no depth", unit="m", minimum=0.0, maximum=1.0
+    )
+    randomise_light: float = param(
+        0.0, "how much lights vary from episode to episode; 1: as usual, 0: not", minimum=0.0, maximum=3.0
+    )
+    randomise_colours: float = param(0.0, "the same of colours of table, floor and things", minimum=0.0, maximum=3.0)
+    randomise_camera: float = param(0.0, "the same of cameras' poses and lenses", minimum=0.0, maximum=3.0)
+    randomise_depth: float = param(
+        0.0, "the same of depth's noise, holes and edges, instead of depth_*", minimum=0.0, maximum=3.0
+    )
+    randomise_latency: float = param(
+        0.0, "the same of latencies, on top of image_latency_s and joint_latency_s", minimum=0.0, maximum=3.0
+    )
     image_latency_s: float = param(
         0.0, "from exposure to publication, rounded to control periods", unit="s", minimum=0.0, maximum=2.0
     )
@@ -98,13 +114,19 @@ class SimulationConfig:
             if len(getattr(self, name)) != 3:
                 raise ConfigError(f"{name} is {list(getattr(self, name))}, expected 3 numbers: x, y, z in metres")
 
+    @property
+    def randomisation(self) -> Randomisation:
+        """What varies from episode to episode."""
+        return Randomisation(**{f.name: getattr(self, f"randomise_{f.name}") for f in fields(Randomisation)})
+
     def camera_configs(self) -> dict[str, CameraConfig]:
         """The cameras, by name, in the order asked for.
 
         Raises:
             ConfigError: a camera is named twice, or stands where it looks.
         """
-        faults = DepthFaults(self.depth_noise_m, self.depth_holes, self.depth_min_m, self.seed)
+        faults = DepthFaults(self.depth_noise_m, self.depth_holes, self.depth_min_m, self.seed, self.depth_edge_px,
+                             self.depth_baseline_m)
         optics: dict[str, Any] = {
             "width": self.width, "height": self.height, "rate_hz": float(self.image_rate_hz), "faults": faults,
         }
@@ -209,7 +231,7 @@ class Simulation:
         clock: seconds of real time.
 
     Attributes:
-        cameras: by name.
+        cameras: by name, as they are in this episode.
         world: the world.
         pacer: of simulated time; the caller asks it how long to wait and tells it of ticks.
         draw_wait_ms: how long the last pictures were waited for.
@@ -228,6 +250,9 @@ class Simulation:
         self._pool = RenderPool(self.world.model, self.cameras.values(), workers) if self.cameras else None
         self._image_ticks = CONTROL_RATE_HZ // config.image_rate_hz
         self._clock = clock
+        self._randomiser: Randomiser | None = None
+        if config.randomisation.active:
+            self._randomiser = Randomiser(config.randomisation, self.world.model, self.cameras)
         self.pacer = Pacer(config.real_time_factor)
         self._joints: DelayLine[JointSample] = DelayLine(_ticks(config.joint_latency_s))
         self._pictures: DelayLine[list[Picture]] = DelayLine(_ticks(config.image_latency_s))
@@ -249,10 +274,21 @@ class Simulation:
         self._finish_drawing()
         self._joints.clear()
         self._pictures.clear()
+        if self._randomiser is not None:
+            self._show(self._randomiser.scene(seed))
         self.world.reset(seed)
         self._tick = 0
         self.pacer.restart()
         self._measure()
+
+    def _show(self, scene: Scene) -> None:
+        set_appearance(self.world.model, scene.appearance)
+        self.cameras, self.world.cameras = scene.cameras, dict(scene.cameras)
+        if self._pool is not None:
+            self._pool.set_scene(scene.appearance, scene.cameras)
+        config = self._config
+        self._joints = DelayLine(_ticks(config.joint_latency_s + scene.joint_latency_s))
+        self._pictures = DelayLine(_ticks(config.image_latency_s + scene.image_latency_s))
 
     def step(self, target: ArrayLike) -> None:
         """One control period under a (14,) target, and what is measured at its end.
@@ -304,7 +340,8 @@ class Simulation:
         if self._tick % _TASK_STATE_TICKS:
             return None
         world = self.world
-        return {
+        drawn = {} if self._randomiser is None else {"randomised": asdict(self._config.randomisation)}
+        return drawn | {
             "task": world.task.name, "seed": world.seed, "time_s": world.time_ns / 1e9, "success": world.success(),
             "progress": world.progress(), "text": world.text(), "real_time_factor": round(self.pacer.factor, 3),
         }

@@ -55,7 +55,7 @@ def test_a_mistake_is_named_in_one_line(words, expected, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["stop", "record", "bag", "replay", "demos", "eval", "report", "info"])
+@pytest.mark.parametrize("command", ["stop", "record", "bag", "replay", "eval", "report", "info"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])

@@ -25,6 +25,7 @@ from clamp_ros.sim.experts.droop import Droop
 from clamp_ros.sim.experts.gripping import gripper_pose
 from clamp_ros.sim.experts.ik import forward, rotation_vector, solve
 from clamp_ros.sim.experts.mug_on_plate import choose_arm, choose_side, pinch_point
+from clamp_ros.sim.experts.persistent import way_home
 from clamp_ros.sim.experts.trajectory import ArmPath, minimum_jerk
 from clamp_ros.sim.world import World
 
@@ -195,3 +196,47 @@ def test_equal_generators_give_equal_plans_and_others_vary(world: World) -> None
     first, second, third = (make_expert(world, np.random.default_rng(seed)).plan for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert first.shape != third.shape or not np.array_equal(first, third)
+
+
+def test_an_expert_that_lost_its_grasp_goes_home_smoothly_and_tries_again(world: World) -> None:
+    """The gripper is kept open until the expert notices; its second try is left alone."""
+    world.reset(3)
+    expert = make_expert(world, np.random.default_rng([3, 1]))
+    actions, began = [REST_POSE], 0
+    while not expert.done:
+        action = expert.act()
+        actions.append(action.copy())
+        if expert.attempts == 2 and not began:
+            began = len(actions) - 1
+        if expert.attempts == 1:
+            action[list(GRIPPER_INDICES)] = UPPER_LIMITS[GRIPPER_INDICES[0]]
+        world.step(action)
+    assert expert.attempts == 2
+    assert world.success() and not expert.failed
+    speed = np.diff(np.array(actions), axis=0) * CONTROL_RATE_HZ
+    assert (np.abs(speed) <= VELOCITY_LIMITS).all()
+    assert np.abs(np.diff(speed, axis=0)).max() < 0.6  # as smooth as a plan, where it breaks off, too
+    np.testing.assert_allclose(actions[began - 1], REST_POSE, atol=1e-12)  # the second plan starts there
+
+
+def test_an_expert_gives_up_what_has_fallen(world: World) -> None:
+    world.reset(3)
+    expert = make_expert(world, np.random.default_rng([3, 1]))
+    start = world.model.joint("mug").qposadr[0]
+    world.data.qpos[start : start + 7] = (0.0, -0.1, 0.05, np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0)
+    while not expert.done:
+        world.step(expert.act())
+    assert expert.attempts == 1 and expert.failed
+
+
+def test_the_way_home_opens_the_hand_that_was_busy_and_ends_at_rest() -> None:
+    action = np.array(REST_POSE)
+    action[:7] += (0.3, 0.2, -0.2, 0.0, 0.4, 0.0, -0.006)
+    step = np.array([0.02, -0.01, 0.01, 0.0, 0.03, *(9 * [0.0])])
+    rows = way_home(action, step)
+    np.testing.assert_allclose(rows[-1], REST_POSE, atol=1e-12)
+    assert rows[:, 6].max() == pytest.approx(0.036) and (rows[:, 13] == REST_POSE[13]).all()
+    assert ((rows >= LOWER_LIMITS) & (rows <= UPPER_LIMITS)).all()
+    speed = np.diff(rows, axis=0, prepend=[action - step, action]) * CONTROL_RATE_HZ
+    assert (np.abs(speed) < VELOCITY_LIMITS).all()
+    assert np.abs(np.diff(speed[1:], axis=0)).max() < 0.6

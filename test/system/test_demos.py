@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +21,16 @@ from rosbags.rosbag2 import Reader
 from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.interfaces import object_frame
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS
-from clamp_ros.demos import DemoConfig, Demonstrator, bag_path, make_demos
+from clamp_ros.demos import DemoConfig, Demonstrator, Summary, bag_path, make_demos, render_demos
+from clamp_ros.demos.make import shard_of
+from clamp_ros.demos.merge import merge
+from clamp_ros.demos.score import attempt, read, score, table
+from clamp_ros.demos.sheet import write_sheet
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode
 from clamp_ros.sim.experts import make_expert
+from clamp_ros.sim.randomise import Randomisation
 from clamp_ros.sim.simulation import START_NS
 from clamp_ros.sim.world import World
 
@@ -147,3 +155,157 @@ def test_an_expert_that_always_fails_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(SimulationError, match="20 times in a row; the last time: dropped it"):
         make_demos(CONFIG, 1, tmp_path, progress=False)
     assert not bag_path(tmp_path, CONFIG.task, 0).exists()
+
+
+def folder_of(path: Path, seeds: dict[int, bool], config: DemoConfig = CONFIG, **settings: object) -> Path:
+    """A folder as a run leaves it: settings, a log with an outcome a seed, and something for a bag of each success."""
+    path.mkdir()
+    (path / "demos.json").write_text(json.dumps({**asdict(config), **settings}))
+    for seed, success in seeds.items():
+        row = {"seed": seed, "success": success, "ticks": 300, "reason": "" if success else "dropped <it>", "bytes": 8}
+        with (path / "demos.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        if success:
+            bag = bag_path(path, config.task, seed)
+            bag.mkdir()
+            (bag / "x.mcap").write_text(f"bag {seed}")
+    return path
+
+
+@pytest.mark.parametrize(("episodes", "shards"), [(10, 3), (7, 7), (100, 8), (1, 1)])
+def test_shards_share_the_episodes_and_no_seed(episodes, shards):
+    parts = [shard_of(episodes, 1000, i, shards) for i in range(1, shards + 1)]
+    assert sum(share for share, _ in parts) == episodes
+    seeds = [seed for _, span in parts for seed in span]
+    assert len(seeds) == len(set(seeds))
+    assert seeds == sorted(seeds) and seeds[0] == 1000
+    assert all(len(span) >= 2 * share for share, span in parts)
+    for index in (0, shards + 1):
+        with pytest.raises(ConfigError, match=f"shard is {index}/{shards}"):
+            shard_of(episodes, 0, index, shards)
+
+
+def test_merged_folders_hold_what_their_sources_do(tmp_path):
+    a = folder_of(tmp_path / "a", {0: True, 1: False, 2: True})
+    b = folder_of(tmp_path / "b", {100: True})
+    out = tmp_path / "c"
+    summary = merge([a, b], out)
+    assert [row["seed"] for row in summary.rows] == [0, 1, 2, 100]
+    assert [bag_path(out, CONFIG.task, s).joinpath("x.mcap").read_text() for s in (0, 2, 100)] == [
+        "bag 0", "bag 2", "bag 100",
+    ]  # fmt: skip
+    assert (a / "demos.jsonl").read_text() + (b / "demos.jsonl").read_text() == (out / "demos.jsonl").read_text()
+    # killed after two seeds, with a third bag half brought
+    lines = (out / "demos.jsonl").read_text().splitlines(keepends=True)
+    (out / "demos.jsonl").write_text("".join(lines[:2]))
+    shutil.rmtree(bag_path(out, CONFIG.task, 100))
+    (out / f"{CONFIG.task}_000100.partial").mkdir()
+    bag_path(out, CONFIG.task, 2).joinpath("x.mcap").unlink()
+    assert merge([a, b], out).to_dict() == summary.to_dict()
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == [f"{CONFIG.task}_{s:06d}" for s in (0, 2, 100)]
+    assert bag_path(out, CONFIG.task, 2).joinpath("x.mcap").read_text() == "bag 2"
+    assert make_demos(CONFIG, 2, out, progress=False).made == 0  # and it can be gone on with
+
+
+def test_folders_that_do_not_fit_are_not_merged(tmp_path):
+    a = folder_of(tmp_path / "a", {0: True, 1: True})
+    same = folder_of(tmp_path / "same", {1: False, 7: True})
+    fast = folder_of(tmp_path / "fast", {9: True}, image_rate_hz=10)
+    pen = folder_of(tmp_path / "pen", {9: True}, task="pen_in_container")
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"a and .*same have both played 1 seeds: 1;.*--shard"):
+        merge([a, same], out)
+    with pytest.raises(ConfigError, match=r"fast cannot be merged: image_rate_hz 1 in the first and 10 in .*fast"):
+        merge([a, fast], out)
+    with pytest.raises(ConfigError, match=r"task 'mug_on_plate_easy' in the first and 'pen_in_container' in .*pen"):
+        merge([a, pen], out)
+    with pytest.raises(RecordError, match=r"nowhere holds no demonstrations"):
+        merge([a, tmp_path / "nowhere"], out)
+    with pytest.raises(ConfigError, match="two or more different folders"):
+        merge([a, a], out)
+    assert not out.exists()
+    taken = folder_of(tmp_path / "taken", {0: False})
+    with pytest.raises(ConfigError, match=r"a and .*taken have both played"):
+        merge([a, folder_of(tmp_path / "b", {5: True})], taken)
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "a", {0: True, 1: True})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Summary, "save", full)
+        with pytest.raises(RecordError, match=r"cannot be kept in .*a: .*No space left.*same command again"):
+            make_demos(CONFIG, 2, folder, progress=False)
+        patch.setattr(shutil, "copytree", full)
+        with pytest.raises(RecordError, match=r"merging into .*c failed: .*No space left"):
+            merge([folder, folder_of(tmp_path / "b", {5: True})], tmp_path / "c")
+    assert make_demos(CONFIG, 2, folder, progress=False).made == 0
+    assert merge([folder, tmp_path / "b"], tmp_path / "c").to_dict()["episodes"] == 3
+
+
+def test_a_sheet_shows_how_each_episode_starts_and_ends(bag, tmp_path):
+    folder = folder_of(tmp_path / "a", {3: True, 4: False})
+    shutil.rmtree(bag_path(folder, CONFIG.task, 3))
+    shutil.copytree(bag, bag_path(folder, CONFIG.task, 3))
+    page = write_sheet(folder).read_text()
+    assert page.count("data:image/jpeg") == 4  # two cameras
+    assert "seed 3: success, 6.0 s" in page and "1 of 2 seeds" in page
+    assert "seed 4: dropped &lt;it&gt;" in page
+    with pytest.raises(RecordError, match="holds no demonstrations"):
+        write_sheet(tmp_path)
+
+
+def test_states_rendered_later_give_the_very_bag(tmp_path):
+    """Looks, depth faults and latencies drawn by seed included; through the processes of both commands."""
+    config = replace(CONFIG, cameras=("front_left",), randomise=Randomisation(1.0, 1.0, 1.0, 1.0, 1.0))
+    at_once = tmp_path / "at_once"
+    assert Demonstrator(config).demonstrate(3, at_once)["success"]
+    make_demos(replace(config, states_only=True), 1, tmp_path / "states", seed=3, workers=1, progress=False)
+    render_demos(tmp_path / "states", config, tmp_path / "later", workers=1, progress=False)
+    later = bag_path(tmp_path / "later", CONFIG.task, 3)
+    assert content(at_once) == content(later)
+    assert audit(later).ok, audit(later).text()
+    with Episode.open(at_once) as one, Episode.open(later) as other:
+        assert one.metadata == other.metadata
+        drawn = one.metadata.extra["randomised"]
+        assert drawn["strengths"]["camera"] == 1.0
+        pose = one.tf.lookup("world", "front_left_color_optical_frame", START_NS)
+        assert np.allclose(pose[:3, 3], drawn["cameras"]["front_left"]["position_m"])
+        color = one.stamps_ns("/front_left/color/image_raw")
+        assert color[0] - START_NS == round(1e9 * drawn["image_latency_s"]) > 0
+    page = write_sheet(tmp_path / "states").read_text()
+    assert page.count("data:image/jpeg") == 2
+    with pytest.raises(ConfigError, match="is of task mug_on_plate_easy"):
+        render_demos(tmp_path / "states", replace(config, task="mug_on_plate"), tmp_path / "other")
+    with pytest.raises(ConfigError, match="only folders made with --states-only"):
+        render_demos(tmp_path / "later", config, tmp_path / "other")
+
+
+def test_scores_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    results, played = tmp_path / "experts.jsonl", []
+
+    def quick(world, seed, control=False):
+        played.append((seed, control))
+        return replace(first, seed=seed, control=control, success=not control)
+
+    first = attempt(World(CONFIG.task, cameras={}, look="primitive"), 3)
+    assert (first.success, first.attempts, first.reason) == (True, 1, "")
+    monkeypatch.setattr("clamp_ros.demos.score.attempt", quick)
+    rows = list(score([CONFIG.task], range(3, 15), 2, results, "primitive"))[-1]
+    assert played == [(3, False), (3, True), (4, False), (4, True), *((seed, False) for seed in range(5, 15))]
+    text = results.read_text()
+    results.write_text(text[:-20])
+    played.clear()
+    assert list(score([CONFIG.task], range(3, 15), 2, results, "primitive"))[-1] == rows
+    assert played == [(14, False)] and read(results) == rows
+    assert "| 12 of 12 = 100.0% | 76% to 100% | 0 | 0 of 2 |" in table(rows)
+    with pytest.raises(ConfigError, match="did you mean 'mug_on_plate'"):
+        next(score(["mug_on_plat"], range(1), 0, results))
+
+
+def test_with_open_grippers_no_expert_succeeds():
+    result = attempt(World(CONFIG.task, cameras={}, look="primitive"), 3, control=True)
+    assert not result.success and result.reason.startswith("ended at stage")

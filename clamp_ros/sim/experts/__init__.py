@@ -11,6 +11,7 @@ from clamp_ros.sim.experts.drawer_open import make_drawer_open_expert
 from clamp_ros.sim.experts.expert import Expert
 from clamp_ros.sim.experts.insert import make_insert_expert
 from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
+from clamp_ros.sim.experts.persistent import Persistent
 from clamp_ros.sim.experts.plate_on_rack import make_plate_on_rack_expert
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ _EXPERTS = {
 }
 
 
-def make_expert(world: World, rng: np.random.Generator) -> Expert:
-    """An expert for the world's task and present state; all its variety comes from `rng`.
+def make_expert(world: World, rng: np.random.Generator) -> Persistent:
+    """An expert for the world's task and present state, arms at rest; all its variety comes from `rng`.
 
     Raises:
         SimulationError: the task has no expert, or the scene is out of the arms' reach.
     """
     if world.task.name not in _EXPERTS:
         raise SimulationError(f"task {world.task.name} has no scripted expert; tasks that have one: {sorted(_EXPERTS)}")
-    return _EXPERTS[world.task.name](world, rng)
+    return Persistent(world, lambda: _EXPERTS[world.task.name](world, rng))
 
 
 __all__ = ["Expert", "make_expert"]

@@ -17,17 +17,25 @@ class Expert:
     Args:
         world: the world it acts in; only read, for `failed`.
         plan: (T, 14) absolute joint targets, contract order, one a control tick.
+        held: rows of the plan before which the thing that is moved should be in a hand.
     """
 
-    def __init__(self, world: World, plan: NDArray[np.float64]) -> None:
+    def __init__(self, world: World, plan: NDArray[np.float64], held: range = range(0)) -> None:
         self._world = world
-        self._plan = plan
-        self._next = 0
+        self._play(plan, held)
+
+    def _play(self, plan: NDArray[np.float64], held: range = range(0)) -> None:
+        self._plan, self._held, self._next = plan, held, 0
 
     @property
     def plan(self) -> NDArray[np.float64]:
         """(T, 14) all targets of the episode."""
         return self._plan
+
+    @property
+    def held(self) -> range:
+        """Rows before which the thing that is moved should be in a hand."""
+        return self._held
 
     @property
     def done(self) -> bool:

@@ -48,6 +48,10 @@ ABOVE_RIM_M = 0.030
 """Of the fingertips when they let go."""
 ABOVE_FLOOR_M = 0.012
 """Of the thing's lower end, then."""
+LOWER_SHARE = 0.6
+"""Which point of a leaning thing goes over the middle of the opening: 0 the pads, 1 the lower end."""
+WALL_M = 0.010
+"""The lower end stays so far from the opening's walls; for that, it goes nearer to the middle than by LOWER_SHARE."""
 CARRY_M = 0.10
 """Above where it is let go."""
 SETTLE_S = 1.0
@@ -96,12 +100,17 @@ def make_insert_expert(world: World, rng: np.random.Generator) -> Expert:
         below = rod.length_m * 0.5 + grip * float(upward @ along)
         drop = grasp[:3, :3].T @ (-below * upward)  # from the pads to the lower end, as the gripper sees it
 
+        def lower_share(hanging: NDArray[np.float64]) -> float:
+            across = np.abs(around[:2, :2].T @ hanging[:2])
+            room = np.array(opening.half_size_m) - rod.half_width_m - WALL_M
+            return max(LOWER_SHARE, min(0.9, 1.0 - float((room / np.maximum(across, 1e-9)).min())))
+
         def over(height: float) -> NDArray[np.float64]:
-            """The gripper with the lower half of the thing over the goal, its lower end upright or leaning."""
+            """The pads, with the lower half of the thing over the goal, upright or leaning."""
             point = np.array([goal[0], goal[1], height])
             for _ in range(3):
                 hanging = gripper_pose(arm, point, place_pitch)[:3, :3] @ drop
-                point[:2] = goal[:2] - 0.6 * hanging[:2]
+                point[:2] = goal[:2] - lower_share(hanging) * hanging[:2]
             point[2] = max(height, TABLE_TOP_M + opening.floor_m + ABOVE_FLOOR_M - hanging[2])
             return point
 
@@ -115,18 +124,20 @@ def make_insert_expert(world: World, rng: np.random.Generator) -> Expert:
         hover(path, lambda shift: at(taken + shift, CLEARANCE_M, pick_pitch, roll), grip_open, rng)
         path.move(0.8, at(taken, 0.0, pick_pitch, roll), blend_s=0.2)
         path.move(0.5, grip_m=max(_SHUT_M + rod.half_width_m - SQUEEZE_M, CLOSED_M))
+        taken_tick = path.ticks
         path.move(0.8, at(taken, LIFT_M, pick_pitch, roll))
         carried = at(release, CARRY_M, place_pitch)
         path.move(CARRY_SLOWLY * path.seconds_to(carried), carried, blend_s=0.3)
         path.move(0.8, at(release, 0.0, place_pitch), blend_s=0.1)
         path.move(0.2)
+        held = range(taken_tick, path.ticks)
         path.move(0.4, grip_m=grip_open)
         path.move(0.7, at(release, CARRY_M, place_pitch), blend_s=0.05)
         go_home(path)
         path.move(SETTLE_S)
         targets = path.joint_targets()
         make_room(targets, OTHER[arm])
-        return Expert(world, targets)
+        return Expert(world, targets, held)
 
     arms = sorted(ARMS, key=lambda arm: max(reach_m(arm, taken) + 0.08, reach_m(arm, goal)))
     if rng.random() < 0.4 and reach_m(arms[1], taken) < BOTH_REACH_M:

@@ -108,9 +108,11 @@ def make_mug_on_plate_expert(world: World, rng: np.random.Generator) -> Expert:
     path.move(path.seconds_to(above), above, OPEN_M)
     path.move(0.8, at(pinch, height), blend_s=0.3)
     path.move(0.45, grip_m=CLOSED_M)
+    taken_tick = path.ticks
     path.move(0.8, lifted)
     path.move(path.seconds_to(carried), carried, blend_s=0.5)
     path.move(0.8, lowered, blend_s=0.3)
+    held = range(taken_tick, path.ticks)
     path.move(0.35, grip_m=OPEN_M)
     path.move(0.6, left_alone, blend_s=0.1)
     path.move(path.seconds_to(path.start_pose), path.start_pose, float(REST_POSE[6]), blend_s=0.35)
@@ -118,6 +120,6 @@ def make_mug_on_plate_expert(world: World, rng: np.random.Generator) -> Expert:
     targets = path.joint_targets()
     if reach > ACROSS_M:
         make_room(targets, OTHER[arm])
-    return Expert(world, targets)
+    return Expert(world, targets, held)
 
 

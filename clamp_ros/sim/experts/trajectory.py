@@ -34,9 +34,9 @@ from clamp_ros.sim.experts.ik import forward, solve
 _UP = (0.0, 0.0, 1.0)
 _SPEED_MARGIN = 0.9
 """Planned joint speeds stay below this share of their limits."""
-_COMFORT = 0.55
+COMFORT = 0.55
 """Share of its speed limit that the busiest joint of a comfortable move reaches."""
-_PEAK_OVER_MEAN = 1.875
+PEAK_OVER_MEAN = 1.875
 """Of minimum jerk."""
 _SHORTEST_MOVE_S = 0.9
 _GRIP_LIMITS_M = (LOWER_LIMITS[GRIPPER_INDICES[0]], UPPER_LIMITS[GRIPPER_INDICES[0]])
@@ -107,6 +107,11 @@ class ArmPath:
         """(4, 4) world_from_gripper at the start."""
         return self._start_pose
 
+    @property
+    def ticks(self) -> int:
+        """Rows of `joint_targets` for the moves so far."""
+        return int(np.ceil(self._end_s * CONTROL_RATE_HZ - 1e-9))
+
     def move(
         self,
         duration_s: float,
@@ -145,7 +150,7 @@ class ArmPath:
         first = solve(self._arm, _join(self._arm, ends[0]), rest, planar=ends[0][3] == 0.0)
         travel = np.abs(solve(self._arm, _join(self._arm, ends[1]), first, planar=ends[1][3] == 0.0) - first)
         limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
-        return max(_SHORTEST_MOVE_S, _PEAK_OVER_MEAN * float((travel / limits).max()) / _COMFORT)
+        return max(_SHORTEST_MOVE_S, PEAK_OVER_MEAN * float((travel / limits).max()) / COMFORT)
 
     def pose_at(self, time_s: float) -> tuple[NDArray[np.float64], float]:
         """world_from_gripper (4, 4) and finger position at a time."""
@@ -167,7 +172,7 @@ class ArmPath:
         Raises:
             SimulationError: a pose is out of reach, or a joint would have to move faster than its limit.
         """
-        count = int(np.ceil(self._end_s * CONTROL_RATE_HZ - 1e-9))
+        count = self.ticks
         targets = np.tile(self._joints, (count, 1))
         columns = ARM_SLICES[self._arm]
         seed = self._joints[columns][: len(ARM_JOINTS)]

@@ -36,7 +36,7 @@ class Insert(Task):
     top: tuple[str, ...]
     bottom: tuple[str, ...]
     max_yaw_rad: float
-    max_seconds = 20.0
+    max_seconds = 30.0
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
         """Three objects in the top row, three in the bottom row, each in any order."""

@@ -35,7 +35,7 @@ class PlateOnRack(Task):
 
     name = "plate_on_rack"
     description = "Pick up the plate and place it on the rack."
-    max_seconds = 30.0
+    max_seconds = 40.0
     objects = ("plate", "rack")
     moved, goal = "plate", "rack"
     stages = ("idle", "reaching", "grasped", "lifted", "above rack", "placed", "done")

@@ -101,7 +101,9 @@ def add_can_opener(spec: mujoco.MjSpec) -> None:
     dark = paint(spec, "can_opener_wheel", (0.25, 0.26, 0.28), 0.7, 0.6)
     half, radius = 0.5 * CAN_OPENER_LENGTH_M, 0.0085
     for side in (-1.0, 1.0):
-        solid(body, _CAPSULE, (radius, 0.042, 0.0), (0.0505 - half, side * 0.0095, radius), 700.0, teal, LYING)
+        at = (0.0505 - half, side * 0.0095, radius)
+        drawn(body, _CAPSULE, (radius, 0.042, 0.0), at, teal, LYING)
+        collider(body, _BOX, (0.047, radius, radius), at, 620.0)  # round ones would be squeezed out of a hand
         box(body, (0.020, 0.0045, 0.003), (half - 0.045, side * 0.0075, radius), 4000.0, steel)
     box(body, (0.021, 0.0135, 0.0028), (half - 0.021, 0.0, radius), 4000.0, steel)
     solid(body, _CYLINDER, (0.0115, 0.0035, 0.0), (half - 0.0125, 0.003, radius + 0.006), 3000.0, dark)
