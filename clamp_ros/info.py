@@ -54,6 +54,8 @@ def _artifact(artifact: Artifact) -> str:
         f"  actions   chunks of {m.chunk_size} at {m.control_rate_hz} Hz; {len(m.joint_names)} joints",
         f"  sampler   {m.diffusion.sampler}, {m.diffusion.inference_steps} of {m.diffusion.train_steps} steps",
     ]
+    if m.prefix:
+        lines.append(f"  prefix    continues up to {m.prefix} committed actions (real-time chunking)")
     lines += [f"  score     {key}: {value}" for key, value in m.score.items()]
     lines += [f"  training  {key}: {value}" for key, value in m.training.items()]
     return "\n".join(lines)

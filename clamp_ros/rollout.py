@@ -23,6 +23,7 @@ from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.policy.assembly import VIEWS, ObservationAssembler
+from clamp_ros.policy.committed import CommittedActions
 from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, OVERVIEW_CAMERA, CameraConfig, select_cameras
 from clamp_ros.sim.render import Renderer
@@ -107,6 +108,7 @@ class Rollout:
         self._cameras = artifact_cameras(artifact)
         self._image_ticks = round(CONTROL_RATE_HZ / manifest.image_rate_hz)
         self._rgb_cameras = manifest.rgb_cameras
+        self._prefix = manifest.prefix if self.config.mode == "open_loop" else 0
         self.world = World(task, look=self.config.look)
         self._renderer = Renderer(self.world.model, (*self._cameras.values(), OVERVIEW_CAMERA))
         self._fusion = Fusion(manifest.fusion, threads or None)
@@ -133,6 +135,7 @@ class Rollout:
         rng = episode_noise(seed)
         executor, gate = ChunkExecutor(config.mode, config.execute_steps), SafetyGate()
         assembler = ObservationAssembler(self._rgb_cameras, CONTROL_PERIOD_NS)
+        committed = CommittedActions(self._prefix)
         pending: tuple[int, ActionChunk] | None = None
         observed_tick: int | None = None
         tick = done_ticks = chunks = held = stage = 0
@@ -149,10 +152,13 @@ class Rollout:
             now_ns, joints = world.time_ns, world.joint_positions
             assembler.add_joints(now_ns, joints)
             if pending is None and self._asks(tick, observed_tick):
-                pending = (tick + config.latency_ticks, self._runtime.infer(self._observe(assembler), rng))
+                observation = self._observe(assembler)
+                chunk = self._runtime.infer(observation, rng, committed.before(observation))
+                pending = (tick + config.latency_ticks, chunk)
                 observed_tick = tick
             if pending is not None and pending[0] <= tick:
                 executor.add(pending[1])
+                committed.add(pending[1], now_ns)
                 chunks, pending = chunks + 1, None
             due = executor.action_at(now_ns)
             result = gate.check(due.action, now_ns, joints, reason=due.reason)

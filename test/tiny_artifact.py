@@ -50,6 +50,7 @@ def build_tiny_artifact(
     fusion: FusionConfig | None = None,
     image_rate_hz: float = 10.0,
     task: str = "mug_on_plate_easy",
+    prefix: int = 0,
 ) -> Artifact:
     """Writes manifest and ONNX files into `folder` (made if need be) and loads the artifact."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def build_tiny_artifact(
     _save(folder / "encoders.onnx", _encoders())
     _save(folder / "context.onnx", _context(rgb_cameras, rgb))
     goal = NORMALIZATION.actions(rest_target() if target is None else target)
-    _save(folder / "denoise.onnx", _denoise(goal[None], gain))
+    _save(folder / "denoise.onnx", _denoise(goal[None], gain, continues=prefix > 0))
     manifest = Manifest(
         name=folder.name,
         task=task,
@@ -67,6 +68,7 @@ def build_tiny_artifact(
         fusion=fusion or FusionConfig(),
         normalization=NORMALIZATION,
         diffusion=DiffusionSpec(TRAIN_STEPS, "squared_cosine", "epsilon", 1.0, sampler, inference_steps),
+        prefix=prefix,
         files={},
         training={"note": "no training: a closed-form policy for tests"},
         score={},
@@ -180,7 +182,7 @@ def _context(rgb_cameras: list[str], rgb: RgbSpec | None) -> onnx.GraphProto:
     )
 
 
-def _denoise(goal: NDArray[np.float32], gain: float) -> onnx.GraphProto:
+def _denoise(goal: NDArray[np.float32], gain: float, continues: bool = False) -> onnx.GraphProto:
     """noise = (x - sqrt(alpha_bar) * target) / sqrt(1 - alpha_bar), target = goal + gain * mean(values)."""
     alpha_bar = DiffusionSchedule(TRAIN_STEPS).alpha_bar
     node = helper.make_node
@@ -202,6 +204,7 @@ def _denoise(goal: NDArray[np.float32], gain: float) -> onnx.GraphProto:
         [
             _tensor("noisy_actions", TensorProto.FLOAT, chunk),
             _tensor("step", TensorProto.INT64, (1,)),
+            *([_tensor("prefix", TensorProto.INT64, (1,))] if continues else []),
             *memory,
             helper.make_tensor_value_info("memory_valid", TensorProto.BOOL, (1, "S")),
         ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,11 @@ class FileSpec:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """What an artifact was trained for; see the module. `training` and `score` are free-form records for people."""
+    """What an artifact was trained for; see the module. `training` and `score` are free-form records for people.
+
+    `prefix` is the largest number of committed actions that the policy can continue (real-time chunking); 0 for a
+    policy that was not trained to.
+    """
 
     name: str
     task: str
@@ -102,6 +106,7 @@ class Manifest:
     files: Mapping[str, FileSpec]
     training: Mapping[str, Any]
     score: Mapping[str, Any]
+    prefix: int = 0
     format: int = FORMAT
     joint_names: tuple[str, ...] = JOINT_NAMES
     control_rate_hz: int = CONTROL_RATE_HZ
@@ -123,6 +128,8 @@ class Manifest:
                 )
         if not self.cameras or not set(self.cameras) <= set(CAMERAS):
             raise ArtifactError(f"the artifact's cameras are {list(self.cameras)}, this stack's are {list(CAMERAS)}")
+        if not 0 <= self.prefix < CHUNK_SIZE:
+            raise ArtifactError(f"prefix is {self.prefix}, expected 0 to {CHUNK_SIZE - 1}")
         if not self.image_rate_hz > 0.0:
             raise ArtifactError(f"image_rate_hz is {self.image_rate_hz}, expected a positive number")
         if (self.rgb is not None) != bool(self.rgb_cameras):
@@ -180,6 +187,7 @@ class Manifest:
             "fusion": self.fusion.to_dict(),
             "normalization": {key: value.tolist() for key, value in vars(self.normalization).items()},
             "diffusion": vars(self.diffusion),
+            "prefix": self.prefix,
             "files": {part: vars(spec) for part, spec in self.files.items()},
             "training": dict(self.training),
             "score": dict(self.score),
@@ -193,10 +201,10 @@ class Manifest:
             ArtifactError: a key is missing, unknown, of the wrong type, or out of range.
         """
         try:
-            top = _record(values, "manifest", _TOP)
+            top = {**_LATER, **_record(values, "manifest", _TOP, optional=_LATER)}
             return cls(
                 **{key: top[key] for key in ("name", "task", "training", "score", "format", "control_rate_hz")},
-                **{key: top[key] for key in ("chunk_size", "history_size", "image_rate_hz")},
+                **{key: top[key] for key in ("chunk_size", "history_size", "image_rate_hz", "prefix")},
                 joint_names=tuple(top["joint_names"]),
                 cameras={n: CameraSpec(**_record(c, f"cameras.{n}", _CAMERA)) for n, c in top["cameras"].items()},
                 rgb=None if top["rgb"] is None else RgbSpec(**_record(top["rgb"], "rgb", _RGB)),
@@ -214,8 +222,10 @@ _TOP: dict[str, tuple[type, ...]] = {
     "format": (int,), "name": (str,), "task": (str,), "joint_names": (list,), "control_rate_hz": (int,),
     "chunk_size": (int,), "history_size": (int,), "cameras": (dict,), "image_rate_hz": _NUMBER,
     "rgb": (dict, type(None)), "fusion": (dict,), "normalization": (dict,), "diffusion": (dict,), "files": (dict,),
-    "training": (dict,), "score": (dict,),
+    "training": (dict,), "score": (dict,), "prefix": (int,),
 }  # fmt: skip
+_LATER: dict[str, Any] = {"prefix": 0}
+"""Keys that older artifacts lack, and what their absence means."""
 _CAMERA = {"width": (int,), "height": (int,), **dict.fromkeys(("fx", "fy", "cx", "cy"), _NUMBER), "rgb": (bool,)}
 _RGB = {"height": (int,), "width": (int,)}
 _NORMALIZATION: dict[str, tuple[type, ...]] = {
@@ -228,15 +238,18 @@ _DIFFUSION = {
 _FILE = {"file": (str,), "sha256": (str,)}
 
 
-def _record(values: Any, what: str, schema: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Checks that `values` is an object with exactly the keys and types of the schema."""
+def _record(
+    values: Any, what: str, schema: Mapping[str, tuple[type, ...]], optional: Container[str] = ()
+) -> dict[str, Any]:
+    """Checks that `values` is an object with exactly the keys and types of the schema, but that some may be missing."""
     if not isinstance(values, dict):
         raise ArtifactError(f"{what} is {type(values).__name__}, expected an object")
-    missing, unknown = sorted(set(schema) - set(values)), sorted(set(values) - set(schema))
+    missing = sorted(key for key in schema if key not in values and key not in optional)
+    unknown = sorted(set(values) - set(schema))
     if missing or unknown:
         raise ArtifactError(f"{what} lacks the keys {missing} and has unknown keys {unknown}; export it again")
-    for key, types in schema.items():
-        value = values[key]
+    for key, value in values.items():
+        types = schema[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join(t.__name__ for t in types)
             raise ArtifactError(f"{what}.{key} is {value!r}, expected {expected}")

@@ -63,10 +63,11 @@ def expected_tensors(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], d
     rgb = {} if manifest.rgb is None else {
         f"rgb_{camera}": (_FLOAT, (1, 3, manifest.rgb.height, manifest.rgb.width)) for camera in manifest.rgb_cameras
     }  # fmt: skip
+    continued: dict[str, Tensor] = {"prefix": (_INT64, (1,))} if manifest.prefix else {}
     return {
         "encoders": ({"views": (_FLOAT, (1, *TILED_SHAPE)), "action_history": actions}, encoded),
         "context": ({**encoded, "proprio": (_FLOAT, (1, NUM_JOINTS)), **rgb}, memory),
-        "denoise": ({"noisy_actions": actions, "step": (_INT64, (1,)), **memory}, {"noise": actions}),
+        "denoise": ({"noisy_actions": actions, "step": (_INT64, (1,)), **continued, **memory}, {"noise": actions}),
     }
 
 
@@ -143,27 +144,38 @@ class PolicyRuntime:
         self.infer(Observation(_WARM_UP_STAMP_NS, views, color, joints, history), np.random.default_rng(0))
         self.timings = None
 
-    def infer(self, observation: Observation, rng: np.random.Generator) -> ActionChunk:
+    def infer(
+        self, observation: Observation, rng: np.random.Generator, prefix: NDArray[np.float64] | None = None
+    ) -> ActionChunk:
         """Draws an action chunk.
 
         Args:
             observation: with the colour image of every rgb camera of the manifest.
             rng: source of the sampler's noise; an equal state gives an equal chunk.
+            prefix: (d, 14) actions from the observation's stamp on that are committed already, rad and m: the chunk
+                begins with them and goes on from there. At most as many as the manifest says.
 
         Returns:
             Chunk with the observation's stamp, every action within the range of the training data.
 
         Raises:
-            ContractError: a colour image is missing, a network fails, or its output is not finite.
+            ContractError: a colour image is missing, a network fails, its output is not finite, or the prefix is not
+                one that this policy can continue.
         """
         started = time.perf_counter()
+        if prefix is None:
+            prefix = np.zeros((0, NUM_JOINTS))
+        if prefix.ndim != 2 or prefix.shape[1] != NUM_JOINTS or not np.isfinite(prefix).all():
+            raise ContractError(f"prefix is {prefix.shape}, expected (d, {NUM_JOINTS}) finite numbers")
+        if len(prefix) > (longest := self.artifact.manifest.prefix):
+            raise ContractError(f"prefix has {len(prefix)} actions; this policy was trained to continue {longest}")
         feeds = self._feeds(observation)
         preprocessed = time.perf_counter()
         encoded = self._run("encoders", {name: feeds.pop(name) for name in ("views", "action_history")})
         encoded_at = time.perf_counter()
         memory = self._run("context", {**encoded, **feeds})
         context_at = time.perf_counter()
-        normalised = self._denoise(memory, rng)
+        normalised = self._denoise(memory, rng, self._normalization.actions(prefix).clip(-1.0, 1.0))
         ended = time.perf_counter()
         marks = (started, preprocessed, encoded_at, context_at, ended)
         self.timings = Timings(*(1e3 * (b - a) for a, b in itertools.pairwise(marks)))
@@ -203,16 +215,22 @@ class PolicyRuntime:
             raise ContractError(f"{part}.onnx of {self.artifact.folder} failed: {error}") from error
         return dict(zip(names, binding.get_outputs(), strict=True))
 
-    def _denoise(self, memory: Mapping[str, ort.OrtValue], rng: np.random.Generator) -> NDArray[np.float32]:
+    def _denoise(
+        self, memory: Mapping[str, ort.OrtValue], rng: np.random.Generator, prefix: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        fixed = dict(memory)
+        if self.artifact.manifest.prefix:
+            fixed["prefix"] = self._value(np.array([len(prefix)], np.int64))
+
         def denoise(noisy: NDArray[np.float32], step: int) -> NDArray[np.float32]:
             inputs = {"noisy_actions": self._value(noisy), "step": self._value(np.array([step], np.int64))}
-            noise = self._run("denoise", {**inputs, **memory})["noise"].numpy()
+            noise = self._run("denoise", {**inputs, **fixed})["noise"].numpy()
             if not np.isfinite(noise).all():
                 raise ContractError(f"the policy's output is not finite at denoising step {step}; the chunk is dropped")
             return noise
 
         shape = (1, CHUNK_SIZE, NUM_JOINTS)
-        return sample(denoise, shape, rng, self._schedule, self._steps, self._sampler)
+        return sample(denoise, shape, rng, self._schedule, self._steps, self._sampler, prefix[None])
 
 
 def _open(artifact: Artifact, part: str, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:

@@ -27,8 +27,10 @@ class Oracle:
     def __init__(self, world) -> None:
         self._world = world
         self.observations = []
+        self.prefixes = []
 
-    def infer(self, observation, rng) -> ActionChunk:
+    def infer(self, observation, rng, prefix) -> ActionChunk:
+        self.prefixes.append(prefix)
         if observation.stamp_ns == 0:
             self._plan = make_expert(self._world, np.random.default_rng(0)).plan
         self.observations.append(observation)
@@ -116,3 +118,15 @@ def test_an_artifact_for_other_cameras_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'mug_on_plate_easy'"):
         evaluate(build_tiny_artifact(tmp_path / "good").folder, "mug_on_plate_eas", [1], tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
+
+
+def test_what_is_sent_meanwhile_is_given_to_a_policy_that_continues_it(tmp_path, monkeypatch):
+    artifact = build_tiny_artifact(tmp_path / "tiny", prefix=8)
+    rollout = Rollout(artifact, TASK, RolloutConfig(look="primitive", latency_ticks=4), threads=1)
+    oracle = Oracle(rollout.world)
+    monkeypatch.setattr(rollout, "_runtime", oracle)
+    assert rollout.play(1).success
+    ticks = [o.stamp_ns // CONTROL_PERIOD_NS for o in oracle.observations]
+    assert len(oracle.prefixes[0]) == 0
+    for tick, prefix in list(zip(ticks, oracle.prefixes, strict=True))[2:5]:
+        assert np.array_equal(prefix, oracle._plan[tick : tick + 4])

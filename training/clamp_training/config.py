@@ -15,6 +15,7 @@ import yaml
 
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.robot import CHUNK_SIZE
 from clamp_ros.contract.views import NUM_VIEWS, FusionConfig
 from clamp_ros.policy.diffusion import DiffusionSchedule
 
@@ -109,6 +110,8 @@ class PolicyConfig:
 
     `tokens` says what it reads of the CLAMP encoders: 'unpooled' tokens; the 'pooled' embeddings (Table IV); or 'none',
     which is ALOHA Unleashed, and how the policy is pretrained (Section III-C: in parallel with the encoders).
+    `prefix` trains it to continue as many as that of actions that are committed already, for real-time chunking
+    (arXiv 2512.05964): a chunk's first d actions, d random from 0 to `prefix`, are given clean. The paper has none (0).
     """
 
     width: int = 768
@@ -118,10 +121,13 @@ class PolicyConfig:
     mlp: int = 3200
     dropout: float = 0.1
     tokens: str = "unpooled"
+    prefix: int = 0
     rgb: RgbConfig = field(default_factory=RgbConfig)
 
     def __post_init__(self) -> None:
         _one_of("policy.tokens", self.tokens, ("unpooled", "pooled", "none"))
+        if not 0 <= self.prefix < CHUNK_SIZE:
+            raise ConfigError(f"policy.prefix is {self.prefix}, expected 0 to {CHUNK_SIZE - 1}")
 
 
 @dataclass(frozen=True)

@@ -83,17 +83,23 @@ class ContextGraph(nn.Module):
 
 
 class DenoiseGraph(nn.Module):
-    """denoise.onnx."""
+    """denoise.onnx; a policy that continues committed actions reads how many as well."""
 
     def __init__(self, policy: DiffusionPolicy) -> None:
         super().__init__()
         self.policy = policy
 
     def forward(
-        self, noisy_actions: Tensor, step: Tensor, keys: Tensor, values: Tensor, memory_valid: Tensor
+        self,
+        noisy_actions: Tensor,
+        step: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        memory_valid: Tensor,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """The predicted noise."""
-        return self.policy.denoise(noisy_actions, step, Context(keys, values, memory_valid))
+        return self.policy.denoise(noisy_actions, step, Context(keys, values, memory_valid), prefix)
 
 
 def strip(path: Path) -> None:
@@ -205,11 +211,12 @@ def export(
     with torch.no_grad():
         keys, values, valid = context_graph.eval()(image_tokens, image_valid, action_tokens, proprio, colours)
     noisy = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
+    continued = [torch.tensor([policy.config.prefix])] if policy.config.prefix else []
     _export(
         DenoiseGraph(policy),
-        (noisy, torch.tensor([3]), keys, values, valid),
+        (noisy, torch.tensor([3]), keys, values, valid, *continued),
         out / "denoise.onnx",
-        ["noisy_actions", "step", "keys", "values", "memory_valid"],
+        ["noisy_actions", "step", "keys", "values", "memory_valid", *(["prefix"] if continued else [])],
         ["noise"],
     )
 
@@ -229,6 +236,7 @@ def export(
         fusion=experiment.fusion,
         normalization=normalization,
         diffusion=DiffusionSpec(**sampling),
+        prefix=experiment.policy.prefix,
         files={},
         training={
             **training,

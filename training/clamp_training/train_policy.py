@@ -87,6 +87,8 @@ class PolicyData:
             out["steps"] = torch.from_numpy(rng.integers(self.experiment.diffusion.train_steps, size=shape)[samples])
             noise = rng.standard_normal((*shape, CHUNK_SIZE, NUM_JOINTS), dtype=np.float32)
             out["noise"] = torch.from_numpy(noise[samples])
+            if longest := self.experiment.policy.prefix:
+                out["prefix"] = torch.from_numpy(rng.integers(longest + 1, size=shape)[samples])
         if self.features is not None:
             out["image"] = self.features.batch(mine)
         elif self.experiment.policy.tokens != "none":
@@ -160,7 +162,8 @@ class Objective(nn.Module):
         with torch.autocast(data["actions"].device.type, torch.bfloat16, enabled=self.bf16):
             clean = data["actions"].repeat_interleave(draws, dim=0)
             context = self.context(data).repeat(draws)
-            return self.policy.noise_loss(clean, data["noise"].flatten(0, 1), data["steps"].flatten(), context)
+            prefix = data["prefix"].flatten() if "prefix" in data else None
+            return self.policy.noise_loss(clean, data["noise"].flatten(0, 1), data["steps"].flatten(), context, prefix)
 
 
 def pooled_tokens(embedding: Tensor) -> ImageTokens:

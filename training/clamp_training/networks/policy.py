@@ -115,10 +115,16 @@ class DiffusionPolicy(nn.Module):
         cached = [cast(DecoderBlock, block).cross_attention.keys_values(x) for block in self.decoder]
         return Context(torch.stack([k for k, _ in cached]), torch.stack([v for _, v in cached]), seen)
 
-    def denoise(self, noisy: Tensor, step: Tensor, context: Context) -> Tensor:
-        """Predicted noise (B, 50, 14) of a noised chunk (B, 50, 14) at step (B,) int64."""
-        one_hot = F.one_hot(step, self.train_steps).to(noisy.dtype)
-        x = self.action(noisy) + self.position_action + self.step(one_hot)[:, None]
+    def denoise(self, noisy: Tensor, step: Tensor, context: Context, prefix: Tensor | None = None) -> Tensor:
+        """Predicted noise (B, 50, 14) of a noised chunk (B, 50, 14) at step (B,) int64.
+
+        `prefix` (B,) int64 says how many of the chunk's first actions are clean. Theirs is no step of the one-hot
+        encoding, which is all zeros for them (arXiv 2512.05964: a time for each action); their noise means nothing.
+        """
+        one_hot = F.one_hot(step, self.train_steps).to(noisy.dtype)[:, None]
+        if prefix is not None:
+            one_hot = one_hot * _after(prefix)[..., None]
+        x = self.action(noisy) + self.position_action + self.step(one_hot)
         mask = key_mask(context.valid)
         for i, block in enumerate(self.decoder):
             x = block(x, context.keys[i], context.values[i], mask)
@@ -128,11 +134,27 @@ class DiffusionPolicy(nn.Module):
         a = self.alpha_bar[step][:, None, None]
         return a.sqrt() * out + (1.0 - a).sqrt() * noisy
 
-    def noise_loss(self, clean: Tensor, noise: Tensor, step: Tensor, context: Context) -> Tensor:
+    def noise_loss(
+        self, clean: Tensor, noise: Tensor, step: Tensor, context: Context, prefix: Tensor | None = None
+    ) -> Tensor:
         """Mean squared error of the network's output for clean chunks (B, 50, 14) noised at steps (B,).
 
-        For 'epsilon' that is the paper's objective; for 'velocity' the noise's error divided by alpha_bar.
+        For 'epsilon' that is the paper's objective; for 'velocity' the noise's error divided by alpha_bar. With a
+        prefix (B,) the first actions stay clean, and a chunk's loss is the mean over the rest of it.
         """
         a = self.alpha_bar[step][:, None, None]
-        error = self.denoise(a.sqrt() * clean + (1.0 - a).sqrt() * noise, step, context) - noise
-        return (error.square() / a).mean() if self.velocity else error.square().mean()
+        noisy = a.sqrt() * clean + (1.0 - a).sqrt() * noise
+        rest = None if prefix is None else _after(prefix)
+        if rest is not None:
+            noisy = torch.where(rest[..., None], noisy, clean)
+        error = (self.denoise(noisy, step, context, prefix) - noise).square()
+        if self.velocity:
+            error = error / a
+        if rest is None:
+            return error.mean()
+        return (torch.where(rest, error.mean(dim=2), 0.0).sum(dim=1) / rest.sum(dim=1)).mean()
+
+
+def _after(prefix: Tensor) -> Tensor:
+    """(B, 50) bool: which actions come after the first `prefix` (B,)."""
+    return torch.arange(CHUNK_SIZE, device=prefix.device) >= prefix[:, None]
