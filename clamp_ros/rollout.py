@@ -22,7 +22,7 @@ from clamp_ros.control.safety import SafetyGate
 from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.policy.artifact import Artifact
-from clamp_ros.policy.assembly import VIEWS, ObservationAssembler
+from clamp_ros.policy.assembly import CLOUD, VIEWS, ObservationAssembler
 from clamp_ros.policy.committed import CommittedActions
 from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, OVERVIEW_CAMERA, CameraConfig, select_cameras
@@ -108,6 +108,7 @@ class Rollout:
         self._cameras = artifact_cameras(artifact)
         self._image_ticks = round(CONTROL_RATE_HZ / manifest.image_rate_hz)
         self._rgb_cameras = manifest.rgb_cameras
+        self._reads_cloud = manifest.scene == "cloud"
         self._prefix = manifest.prefix if self.config.mode == "open_loop" else 0
         self.world = World(task, look=self.config.look)
         self._renderer = Renderer(self.world.model, (*self._cameras.values(), OVERVIEW_CAMERA))
@@ -134,7 +135,7 @@ class Rollout:
         world.reset(seed)
         rng = episode_noise(seed)
         executor, gate = ChunkExecutor(config.mode, config.execute_steps), SafetyGate()
-        assembler = ObservationAssembler(self._rgb_cameras, CONTROL_PERIOD_NS)
+        assembler = ObservationAssembler(self._rgb_cameras, CONTROL_PERIOD_NS, cloud=self._reads_cloud)
         committed = CommittedActions(self._prefix)
         pending: tuple[int, ActionChunk] | None = None
         observed_tick: int | None = None
@@ -185,7 +186,12 @@ class Rollout:
             pose = camera.world_from_camera(world.data)
             frames.append(RgbdFrame(name, stamp_ns, color, depth_mm, camera.pinhole, pose))
         grippers = {arm: world_from_gripper(arm, world.joint_positions) for arm in ARMS}
-        assembler.add_image(VIEWS, stamp_ns, self._fusion.views(frames, grippers), stamp_ns)
+        if self._reads_cloud:
+            views, cloud = self._fusion.views_and_cloud(frames, grippers)
+            assembler.add_image(CLOUD, stamp_ns, cloud, stamp_ns)
+        else:
+            views = self._fusion.views(frames, grippers)
+        assembler.add_image(VIEWS, stamp_ns, views, stamp_ns)
         for frame in frames:
             if frame.camera in self._rgb_cameras:
                 assembler.add_image(frame.camera, stamp_ns, frame.color, stamp_ns)

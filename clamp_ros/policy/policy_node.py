@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, JointState
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
@@ -28,6 +29,7 @@ from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ClampError, ContractError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
+    CLOUD,
     JOINT_COMMANDS,
     JOINT_STATES,
     OBSERVATION,
@@ -52,6 +54,7 @@ from clamp_ros.ros.convert import (
     header_message,
     joints_from_message,
     pinhole_from_camera_info,
+    points_from_cloud,
 )
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
@@ -182,7 +185,10 @@ class PolicyNode(LifecycleNode):
         self._committed = CommittedActions(manifest.prefix if config.continue_chunks else 0)
         self._worker = NewestWorker(self._work)
         self._assembler = assembly.ObservationAssembler(
-            manifest.rgb_cameras, round(config.match_timeout_s * 1e9), round(config.match_tolerance_s * 1e9)
+            manifest.rgb_cameras,
+            round(config.match_timeout_s * 1e9),
+            round(config.match_tolerance_s * 1e9),
+            cloud=manifest.scene == "cloud",
         )
         self._cameras = {name: f"camera {name!r} has sent no camera_info" for name in manifest.cameras}
         self._subscribe(manifest)
@@ -196,6 +202,9 @@ class PolicyNode(LifecycleNode):
             subscribe(self, JOINT_STATES, self._on_joints),
             commands,
         ]
+        if manifest.scene == "cloud":
+            read = partial(points_from_cloud, what="cloud")
+            self._inputs.append(subscribe(self, CLOUD, self._receiver(assembly.CLOUD, read)))
         for camera in manifest.cameras:
             info = topic(camera_info_topic(camera))
             self._inputs.append(subscribe(self, info, self._camera_checker(camera, manifest)))
@@ -279,13 +288,16 @@ class PolicyNode(LifecycleNode):
             self._health.fault("from_the_future", f"{what} is {(stamp_ns - now_ns) / 1e9:.2f} s ahead of the clock")
         return False
 
-    def _image_receiver(self, source: str, encoding: str) -> Callable[[Image], None]:
-        def receive(message: Image) -> None:
+    def _image_receiver(self, source: str, encoding: str) -> Callable[[Any], None]:
+        return self._receiver(source, lambda message: array_from_image(message, encoding, source))
+
+    def _receiver(self, source: str, read: Callable[[Any], np.ndarray]) -> Callable[[Any], None]:
+        def receive(message: Any) -> None:
             stamp_ns = stamp_of(message.header.stamp)
             if self._assembler is None or not self._timely(stamp_ns, source):
                 return
             try:
-                image = array_from_image(message, encoding, source)
+                image = read(message)
             except ContractError as error:
                 self._health.fault("bad_image", str(error))
                 return

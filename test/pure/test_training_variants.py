@@ -10,13 +10,20 @@ import pytest
 import tiny_store
 import torch
 from clamp_training import config
+from clamp_training.features import scenes
+from clamp_training.info import parameter_counts
+from clamp_training.networks.act import ActPolicy
+from clamp_training.networks.build import new_policy, scene_encoder
 from clamp_training.networks.image import ImageEncoder
+from clamp_training.networks.points import PointEncoder
 from clamp_training.networks.policy import DiffusionPolicy
-from clamp_training.store import Store
+from clamp_training.pretrain import Encoders
+from clamp_training.store import Store, new_fusion
 from clamp_training.train_policy import Objective, PolicyData
 
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
+from clamp_ros.fusion.views import ViewRenderer, world_from_views
 from clamp_ros.policy.diffusion import sample
 
 pytestmark = pytest.mark.training
@@ -133,3 +140,127 @@ def test_a_policy_learns_to_continue_what_is_committed() -> None:
     np.testing.assert_array_equal(drawn[:, :6], committed)
     rest = drawn[:, 6:].mean(axis=(1, 2))
     assert (np.sign(rest) == np.sign(way)).all(), rest
+
+
+# --- view sets
+
+
+def test_sixteen_views_look_at_the_workspace_from_a_dome() -> None:
+    dome = config.load_experiment("ablation_dome_views")
+    fusion = dome.fusion
+    assert fusion.tiled_shape == (96, 1536, 4)  # the paper's
+    eyes = np.array([view.eye_m for view in fusion.views])
+    centre = np.array(fusion.views[0].target_m)
+    assert {view.target_m for view in fusion.views} == {tuple(centre)} and {v.frame for v in fusion.views} == {"world"}
+    np.testing.assert_allclose(np.linalg.norm(eyes - centre, axis=1), 1.0, atol=2e-3)
+    assert len(np.unique(eyes, axis=0)) == 16 and (eyes[:, 2] > centre[2]).all()
+    point = (centre + np.array([0.0, 0.0, 0.01])).astype(np.float32)
+    views = ViewRenderer(fusion, threads=1).render(point[None], world_from_views(fusion, {}))
+    for tile in np.split(views, 16, axis=1):
+        row, column = np.argwhere(tile[..., 0] > 0).mean(axis=0)
+        assert abs(row - 47.5) < 3 and abs(column - 47.5) < 3
+        assert tile[..., 0].max() == pytest.approx(1.0, abs=0.02)
+    with torch.device("meta"):
+        encoder = scene_encoder(dome)
+    assert isinstance(encoder, ImageEncoder) and encoder.num_tokens == 16 * 6 * 6
+    assert encoder.looked_at.shape == (576,)
+    with pytest.raises(ConfigError, match=r"image\.tiles .* 0 to 4"):
+        experiment(image={"tiles": [0, 15]})
+
+
+# --- DP3
+
+
+def cloud(count: int) -> torch.Tensor:
+    return torch.rand(1, count, 3) + 0.1
+
+
+def test_points_are_a_set_and_padding_is_nothing() -> None:
+    encoder = PointEncoder(experiment(image={"encoder": "dp3"}).image).eval()
+    points = cloud(50)
+    token = encoder(points)
+    assert token.tokens.shape == (1, 1, 16) and token.valid.all() and (token.index == 0).all()
+    torch.testing.assert_close(encoder(points[:, torch.randperm(50)]).tokens, token.tokens)
+    torch.testing.assert_close(encoder(torch.cat([points, torch.zeros(1, 30, 3)], dim=1)).tokens, token.tokens)
+    torch.testing.assert_close(encoder.pooled(token), token.tokens[:, 0])
+    other = points.clone()
+    other[0, 0] = 5.0
+    assert (encoder(other).tokens - token.tokens).abs().max() > 1e-3
+    empty = encoder(torch.zeros(1, 30, 3))
+    assert not empty.valid.any() and empty.tokens.isfinite().all()
+
+
+def test_dp3_takes_the_vits_place(store: Store) -> None:
+    tiny = experiment(image={"encoder": "dp3"}, fusion={"max_points": 4000}, encoders={"text": False})
+    encoders = Encoders(tiny, []).eval()
+    assert isinstance(encoders.image, PointEncoder)
+    clouds = scenes(store, np.arange(2), new_fusion(tiny.fusion), tiny)
+    assert clouds.shape == (2, 4000, 3) and 100 < int((clouds[0] != 0.0).any(dim=1).sum()) < 4000
+    embeddings, _, _, _ = encoders({"views": clouds, "history": torch.randn(2, 50, 14)})
+    encoders.loss(embeddings[0], None, embeddings[1]).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoders.image.parameters())
+    data = PolicyData(tiny, store, encoders, store.normalization()).batch(np.arange(2))
+    context = Objective(new_policy(tiny), encoders).context(data)
+    assert context.valid.shape == (2, 1 + 4 + 50 + 1) and context.valid.all()
+
+
+def test_parameters_of_the_papers_sizes() -> None:
+    counts = {name: parameter_counts(config.load_experiment(name)) for name in ("ablation_dp3", "ablation_act")}
+    assert counts["ablation_dp3"]["image encoder"] == 241_408
+    diffusion = parameter_counts(config.load_experiment("clamp_paper"))["policy"]
+    # in place of the noised action's projection and the step's, the latent's encoder of four layers
+    assert 25e6 < counts["ablation_act"]["policy"] - diffusion < 35e6
+
+
+# --- ACT
+
+
+def act(**changes: Any) -> ActPolicy:
+    policy = new_policy(experiment(policy={**BLIND, "kind": "act", **changes})).eval()
+    assert isinstance(policy, ActPolicy)
+    return policy
+
+
+def act_batch() -> dict[str, Any]:
+    return {
+        "actions": torch.rand(3, CHUNK_SIZE, NUM_JOINTS), "proprio": torch.randn(3, NUM_JOINTS), "rgb": {},
+        "latent": torch.randn(3, 32),
+    }  # fmt: skip
+
+
+def test_acts_loss_is_l1_and_the_divergence_of_its_latent() -> None:
+    policy, data = act(), act_batch()
+    with torch.no_grad():
+        policy.head.weight.zero_()  # the chunk is zero
+        policy.style_head.weight.zero_()
+        policy.style_head.bias.zero_()
+    expected = data["actions"].abs().mean()
+    torch.testing.assert_close(policy.loss(data, None, None), expected)  # the posterior is the prior
+    with torch.no_grad():
+        policy.style_head.bias[:32] = 0.3
+    torch.testing.assert_close(policy.loss(data, None, None), expected + 10.0 * 32 * 0.5 * 0.3**2)
+
+
+def test_acts_latent_tells_of_the_chunk_and_is_zero_on_the_robot() -> None:
+    policy, data = act(), act_batch()
+    mean, _ = policy.posterior(data["actions"], data["proprio"])
+    other, _ = policy.posterior(data["actions"].flip(1), data["proprio"])
+    assert mean.shape == (3, 32) and (mean - other).abs().max() > 1e-4
+
+    def chunk(latent: torch.Tensor | None) -> torch.Tensor:
+        return policy.actions(policy.context(None, None, {}, data["proprio"], latent))
+
+    torch.testing.assert_close(chunk(None), chunk(torch.zeros(3, 32)))
+    assert (chunk(None) - chunk(data["latent"])).abs().max() > 1e-4
+
+
+def test_act_draws_a_latent_in_place_of_noise(store: Store) -> None:
+    tiny = experiment(policy={"tokens": "none", "kind": "act"})
+    batch = PolicyData(tiny, store, None, store.normalization()).batch(np.arange(4), np.random.default_rng(0))
+    assert batch["latent"].shape == (4, 32) and not {"noise", "steps"} & set(batch)
+    for sections, message in (
+        ({"kind": "act", "prefix": 4}, "does not continue"), ({"kind": "gru"}, "'diffusion', 'act'"),
+        ({"actions": "polar"}, "relative_cartesian"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            experiment(policy=sections)
