@@ -51,11 +51,13 @@ def build_tiny_artifact(
     image_rate_hz: float = 10.0,
     task: str = "mug_on_plate_easy",
     prefix: int = 0,
+    scene: str = "views",
 ) -> Artifact:
     """Writes manifest and ONNX files into `folder` (made if need be) and loads the artifact."""
     folder.mkdir(parents=True, exist_ok=True)
     rgb_cameras = [name for name, camera in cameras.items() if camera.rgb]
-    _save(folder / "encoders.onnx", _encoders())
+    fusion = fusion or FusionConfig()
+    _save(folder / "encoders.onnx", _encoders() if scene == "views" else _cloud_encoders(fusion.max_points))
     _save(folder / "context.onnx", _context(rgb_cameras, rgb))
     goal = NORMALIZATION.actions(rest_target() if target is None else target)
     _save(folder / "denoise.onnx", _denoise(goal[None], gain, continues=prefix > 0))
@@ -65,10 +67,11 @@ def build_tiny_artifact(
         cameras=cameras,
         image_rate_hz=image_rate_hz,
         rgb=rgb,
-        fusion=fusion or FusionConfig(),
+        fusion=fusion,
         normalization=NORMALIZATION,
         diffusion=DiffusionSpec(TRAIN_STEPS, "squared_cosine", "epsilon", 1.0, sampler, inference_steps),
         prefix=prefix,
+        scene=scene,
         files={},
         training={"note": "no training: a closed-form policy for tests"},
         score={},
@@ -123,6 +126,38 @@ def _encoders() -> onnx.GraphProto:
             _constant("last", (2,), np.int64),
             _constant("nothing", 0.0),
             _constant("image_weights", rng.uniform(0.1, 1.0, (4, WIDTH))),
+            _constant("action_weights", rng.uniform(0.1, 1.0, (NUM_JOINTS, WIDTH))),
+        ],
+    )
+
+
+def _cloud_encoders(max_points: int) -> onnx.GraphProto:
+    """The mean of all points, padding included, projected, as every image token."""
+    rng = np.random.default_rng(0)
+    node = helper.make_node
+    return helper.make_graph(
+        [
+            node("ReduceMean", ["cloud", "points"], ["mean"], keepdims=1),  # (1, 1, 3)
+            node("Expand", ["mean", "tokens"], ["means"]),
+            node("MatMul", ["means", "image_weights"], ["image_tokens"]),
+            node("Identity", ["always"], ["image_valid"]),
+            node("MatMul", ["action_history", "action_weights"], ["action_tokens"]),
+        ],
+        "encoders",
+        [
+            _tensor("cloud", TensorProto.FLOAT, (1, max_points, 3)),
+            _tensor("action_history", TensorProto.FLOAT, (1, CHUNK_SIZE, NUM_JOINTS)),
+        ],
+        [
+            _tensor("image_tokens", TensorProto.FLOAT, (1, NUM_VIEWS, WIDTH)),
+            _tensor("image_valid", TensorProto.BOOL, (1, NUM_VIEWS)),
+            _tensor("action_tokens", TensorProto.FLOAT, (1, CHUNK_SIZE, WIDTH)),
+        ],
+        [
+            _constant("points", (1,), np.int64),
+            _constant("tokens", (1, NUM_VIEWS, 3), np.int64),
+            _constant("always", np.ones((1, NUM_VIEWS)), np.bool_),
+            _constant("image_weights", rng.uniform(0.1, 1.0, (3, WIDTH))),
             _constant("action_weights", rng.uniform(0.1, 1.0, (NUM_JOINTS, WIDTH))),
         ],
     )

@@ -22,6 +22,7 @@ from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
     CLOCK,
+    CLOUD,
     JOINT_COMMANDS,
     JOINT_STATES,
     OBSERVATION,
@@ -33,7 +34,7 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.contract.observation import ActionChunk, Observation
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS, JOINT_NAMES, REST_POSE
-from clamp_ros.contract.views import TILED_SHAPE, WORLD_FRAME
+from clamp_ros.contract.views import TILED_SHAPE, WORLD_FRAME, FusionConfig
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.policy.artifact import Artifact, RgbSpec
 from clamp_ros.policy.policy_node import PolicyNode
@@ -41,6 +42,7 @@ from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.ros.convert import (
     camera_info_message,
     chunk_from_message,
+    cloud_message,
     image_message,
     joint_state_message,
     stamp_ns,
@@ -442,3 +444,24 @@ def test_a_chunk_continues_the_commands_that_go_on_meanwhile(ros: Any, tmp_path:
     if follows:
         expected[:count] = first.actions[25 : 25 + count]
     np.testing.assert_allclose(second.actions, expected, atol=1e-4)
+
+
+def test_an_artifact_that_reads_the_cloud_gets_it(ros: Any, tmp_path: Path) -> None:
+    artifact = build_tiny_artifact(tmp_path / "tiny", gain=0.05, scene="cloud", fusion=FusionConfig(max_points=100))
+    stack = Stack(ros, artifact.folder)
+    stack.active()
+    stack.calibrate()
+    publisher = advertise(stack.node, CLOUD)
+    ros.spin_until(lambda: publisher.get_subscription_count(), what="discovery")
+    points = np.full((60, 3), 0.5, np.float32)
+    stack.advance(100)
+    stack.joints.publish(joint_state_message(REST_POSE, 100 * T))
+    publisher.publish(cloud_message(points, 100 * T, WORLD_FRAME))
+    stack.show(100)
+    chunk = stack.wait_for_chunks(1)
+    history, joints = np.zeros((50, 14), np.float32), REST_POSE.astype(np.float32)
+    seen = Observation(0, np.full(TILED_SHAPE, 0.9, np.float32), {}, joints, history, points)
+    expected = PolicyRuntime(artifact, threads=1).infer(seen, episode_noise(0))
+    np.testing.assert_array_equal(chunk.actions, expected.actions)
+    other = PolicyRuntime(artifact, threads=1).infer(replace(seen, cloud=2 * points), episode_noise(0))
+    assert np.abs(other.actions - expected.actions).max() > 1e-3

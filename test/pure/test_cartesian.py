@@ -36,6 +36,7 @@ def test_joint_targets_come_back(relative: bool) -> None:
     actions, space = motion(), fitted(relative)
     encoded = space.encode(actions[None], actions[:1])
     assert encoded.shape == (1, CHUNK_SIZE, CARTESIAN_WIDTH) and np.abs(encoded).max() <= 1.0 + 1e-6
+    assert space.encode(actions[None, :0], actions[:1]).shape == (1, 0, CARTESIAN_WIDTH)  # nothing committed
     decoded = space.decode(encoded[0], actions[0])
     np.testing.assert_allclose(decoded, actions, atol=2e-3)
     for arm in ARMS:

@@ -12,6 +12,7 @@ from tiny_artifact import build_tiny_artifact
 from clamp_ros.contract.errors import ArtifactError, ConfigError
 from clamp_ros.contract.observation import ActionChunk
 from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
+from clamp_ros.contract.views import FusionConfig
 from clamp_ros.evaluate import TIMEOUT, evaluate
 from clamp_ros.policy.artifact import CameraSpec
 from clamp_ros.rollout import Rollout, RolloutConfig
@@ -130,3 +131,17 @@ def test_what_is_sent_meanwhile_is_given_to_a_policy_that_continues_it(tmp_path,
     assert len(oracle.prefixes[0]) == 0
     for tick, prefix in list(zip(ticks, oracle.prefixes, strict=True))[2:5]:
         assert np.array_equal(prefix, oracle._plan[tick : tick + 4])
+
+
+def test_a_policy_that_reads_the_cloud_sees_what_the_views_are_rendered_from(tmp_path, monkeypatch):
+    fusion = FusionConfig(max_points=20_000)
+    artifact = build_tiny_artifact(tmp_path / "tiny", scene="cloud", fusion=fusion)
+    rollout = Rollout(artifact, TASK, RolloutConfig(look="primitive"), threads=1)
+    oracle = Oracle(rollout.world)
+    monkeypatch.setattr(rollout, "_runtime", oracle)
+    monkeypatch.setattr(rollout.world.task, "max_seconds", 0.1)
+    rollout.play(1)
+    cloud, views = oracle.observations[0].cloud, oracle.observations[0].views
+    assert 1000 < len(cloud) <= 20_000
+    shown = {tuple(point) for point in views[views[..., 0] > 0][::97, 1:]}
+    assert shown <= {tuple(point) for point in cloud}
