@@ -11,7 +11,7 @@ from pathlib import Path
 
 import clamp_ros
 from clamp_ros.contract.errors import ClampError, RecordError
-from clamp_ros.policy.artifact import MANIFEST_NAME, Artifact
+from clamp_ros.policy.artifact import MANIFEST_NAME, Artifact, Manifest
 from clamp_ros.record.audit import audit
 from clamp_ros.record.metadata import METADATA_FILE
 from clamp_ros.record.writer import PARTIAL_SUFFIX
@@ -42,6 +42,17 @@ def about(path: Path) -> tuple[str, bool]:
     return _bags(path, bags)
 
 
+def _space(manifest: Manifest) -> str:
+    if manifest.cartesian is None:
+        return ""
+    return f", from {'relative' if manifest.cartesian.relative else 'absolute'} poses of the grippers"
+
+
+def _sampler(manifest: Manifest) -> str:
+    d = manifest.diffusion
+    return "none: a chunk at once" if d is None else f"{d.sampler}, {d.inference_steps} of {d.train_steps} steps"
+
+
 def _artifact(artifact: Artifact) -> str:
     m = artifact.manifest
     size = sum(artifact.file(part).stat().st_size for part in m.files)
@@ -51,9 +62,12 @@ def _artifact(artifact: Artifact) -> str:
         f"  task      {m.task}",
         f"  cameras   {cameras}, at {m.image_rate_hz:g} Hz",
         f"  fusion    voxel {1e3 * m.fusion.voxel_m:g} mm, at most {m.fusion.max_points:,} points",
-        f"  actions   chunks of {m.chunk_size} at {m.control_rate_hz} Hz; {len(m.joint_names)} joints",
-        f"  sampler   {m.diffusion.sampler}, {m.diffusion.inference_steps} of {m.diffusion.train_steps} steps",
+        f"  reads     the {m.scene}",
+        f"  actions   chunks of {m.chunk_size} at {m.control_rate_hz} Hz; {len(m.joint_names)} joints{_space(m)}",
+        f"  sampler   {_sampler(m)}",
     ]
+    if m.prefix:
+        lines.append(f"  prefix    continues up to {m.prefix} committed actions (real-time chunking)")
     lines += [f"  score     {key}: {value}" for key, value in m.score.items()]
     lines += [f"  training  {key}: {value}" for key, value in m.training.items()]
     return "\n".join(lines)

@@ -22,7 +22,8 @@ from clamp_ros.control.safety import SafetyGate, State
 from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.policy.artifact import Artifact
-from clamp_ros.policy.assembly import VIEWS, ObservationAssembler
+from clamp_ros.policy.assembly import CLOUD, VIEWS, ObservationAssembler
+from clamp_ros.policy.committed import CommittedActions
 from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, OVERVIEW_CAMERA, CameraConfig, select_cameras
 from clamp_ros.sim.render import Renderer
@@ -114,6 +115,8 @@ class Rollout:
         self._cameras = artifact_cameras(artifact)
         self._image_ticks = round(CONTROL_RATE_HZ / manifest.image_rate_hz)
         self._rgb_cameras = manifest.rgb_cameras
+        self._reads_cloud = manifest.scene == "cloud"
+        self._prefix = manifest.prefix if self.config.mode == "open_loop" else 0
         self.world = World(task, look=self.config.look)
         self.reached: dict[str, float] = {}
         self.seconds = 0.0
@@ -142,7 +145,8 @@ class Rollout:
         world.reset(seed)
         rng = episode_noise(seed)
         executor, gate = ChunkExecutor(config.mode, config.execute_steps), SafetyGate()
-        assembler = ObservationAssembler(self._rgb_cameras, CONTROL_PERIOD_NS)
+        assembler = ObservationAssembler(self._rgb_cameras, CONTROL_PERIOD_NS, cloud=self._reads_cloud)
+        committed = CommittedActions(self._prefix)
         pending: tuple[int, ActionChunk] | None = None
         observed_tick: int | None = None
         tick = done_ticks = chunks = held = stage = 0
@@ -160,10 +164,13 @@ class Rollout:
             now_ns, joints = world.time_ns, world.joint_positions
             assembler.add_joints(now_ns, joints)
             if pending is None and self._asks(tick, observed_tick):
-                pending = (tick + config.latency_ticks, self._runtime.infer(self._observe(assembler), rng))
+                observation = self._observe(assembler)
+                chunk = self._runtime.infer(observation, rng, committed.before(observation))
+                pending = (tick + config.latency_ticks, chunk)
                 observed_tick = tick
             if pending is not None and pending[0] <= tick:
                 executor.add(pending[1])
+                committed.add(pending[1], now_ns)
                 chunks, pending = chunks + 1, None
             due = executor.action_at(now_ns)
             result = gate.check(due.action, now_ns, joints, reason=due.reason)
@@ -198,7 +205,12 @@ class Rollout:
             pose = camera.world_from_camera(world.data)
             frames.append(RgbdFrame(name, stamp_ns, color, depth_mm, camera.pinhole, pose))
         grippers = {arm: world_from_gripper(arm, world.joint_positions) for arm in ARMS}
-        assembler.add_image(VIEWS, stamp_ns, self._fusion.views(frames, grippers), stamp_ns)
+        if self._reads_cloud:
+            views, cloud = self._fusion.views_and_cloud(frames, grippers)
+            assembler.add_image(CLOUD, stamp_ns, cloud, stamp_ns)
+        else:
+            views = self._fusion.views(frames, grippers)
+        assembler.add_image(VIEWS, stamp_ns, views, stamp_ns)
         for frame in frames:
             if frame.camera in self._rgb_cameras:
                 assembler.add_image(frame.camera, stamp_ns, frame.color, stamp_ns)

@@ -50,23 +50,28 @@ def build_tiny_artifact(
     fusion: FusionConfig | None = None,
     image_rate_hz: float = 10.0,
     task: str = "mug_on_plate_easy",
+    prefix: int = 0,
+    scene: str = "views",
 ) -> Artifact:
     """Writes manifest and ONNX files into `folder` (made if need be) and loads the artifact."""
     folder.mkdir(parents=True, exist_ok=True)
     rgb_cameras = [name for name, camera in cameras.items() if camera.rgb]
-    _save(folder / "encoders.onnx", _encoders())
+    fusion = fusion or FusionConfig()
+    _save(folder / "encoders.onnx", _encoders() if scene == "views" else _cloud_encoders(fusion.max_points))
     _save(folder / "context.onnx", _context(rgb_cameras, rgb))
     goal = NORMALIZATION.actions(rest_target() if target is None else target)
-    _save(folder / "denoise.onnx", _denoise(goal[None], gain))
+    _save(folder / "denoise.onnx", _denoise(goal[None], gain, continues=prefix > 0))
     manifest = Manifest(
         name=folder.name,
         task=task,
         cameras=cameras,
         image_rate_hz=image_rate_hz,
         rgb=rgb,
-        fusion=fusion or FusionConfig(),
+        fusion=fusion,
         normalization=NORMALIZATION,
         diffusion=DiffusionSpec(TRAIN_STEPS, "squared_cosine", "epsilon", 1.0, sampler, inference_steps),
+        prefix=prefix,
+        scene=scene,
         files={},
         training={"note": "no training: a closed-form policy for tests"},
         score={},
@@ -126,6 +131,38 @@ def _encoders() -> onnx.GraphProto:
     )
 
 
+def _cloud_encoders(max_points: int) -> onnx.GraphProto:
+    """The mean of all points, padding included, projected, as every image token."""
+    rng = np.random.default_rng(0)
+    node = helper.make_node
+    return helper.make_graph(
+        [
+            node("ReduceMean", ["cloud", "points"], ["mean"], keepdims=1),  # (1, 1, 3)
+            node("Expand", ["mean", "tokens"], ["means"]),
+            node("MatMul", ["means", "image_weights"], ["image_tokens"]),
+            node("Identity", ["always"], ["image_valid"]),
+            node("MatMul", ["action_history", "action_weights"], ["action_tokens"]),
+        ],
+        "encoders",
+        [
+            _tensor("cloud", TensorProto.FLOAT, (1, max_points, 3)),
+            _tensor("action_history", TensorProto.FLOAT, (1, CHUNK_SIZE, NUM_JOINTS)),
+        ],
+        [
+            _tensor("image_tokens", TensorProto.FLOAT, (1, NUM_VIEWS, WIDTH)),
+            _tensor("image_valid", TensorProto.BOOL, (1, NUM_VIEWS)),
+            _tensor("action_tokens", TensorProto.FLOAT, (1, CHUNK_SIZE, WIDTH)),
+        ],
+        [
+            _constant("points", (1,), np.int64),
+            _constant("tokens", (1, NUM_VIEWS, 3), np.int64),
+            _constant("always", np.ones((1, NUM_VIEWS)), np.bool_),
+            _constant("image_weights", rng.uniform(0.1, 1.0, (3, WIDTH))),
+            _constant("action_weights", rng.uniform(0.1, 1.0, (NUM_JOINTS, WIDTH))),
+        ],
+    )
+
+
 def _context(rgb_cameras: list[str], rgb: RgbSpec | None) -> onnx.GraphProto:
     """Memory: the tokens, one of proprioception, one a colour image; keys and values are the memory, split in heads."""
     rng = np.random.default_rng(1)
@@ -180,7 +217,7 @@ def _context(rgb_cameras: list[str], rgb: RgbSpec | None) -> onnx.GraphProto:
     )
 
 
-def _denoise(goal: NDArray[np.float32], gain: float) -> onnx.GraphProto:
+def _denoise(goal: NDArray[np.float32], gain: float, continues: bool = False) -> onnx.GraphProto:
     """noise = (x - sqrt(alpha_bar) * target) / sqrt(1 - alpha_bar), target = goal + gain * mean(values)."""
     alpha_bar = DiffusionSchedule(TRAIN_STEPS).alpha_bar
     node = helper.make_node
@@ -202,6 +239,7 @@ def _denoise(goal: NDArray[np.float32], gain: float) -> onnx.GraphProto:
         [
             _tensor("noisy_actions", TensorProto.FLOAT, chunk),
             _tensor("step", TensorProto.INT64, (1,)),
+            *([_tensor("prefix", TensorProto.INT64, (1,))] if continues else []),
             *memory,
             helper.make_tensor_value_info("memory_valid", TensorProto.BOOL, (1, "S")),
         ],

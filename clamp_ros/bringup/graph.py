@@ -317,7 +317,7 @@ def hardware(values: Mapping[str, str], cameras: list[str], files: tuple[Path, .
 
 def _replanning(values: Mapping[str, str]) -> dict[str, Any]:
     """Ensembling averages the chunks of as many observations as there are; open loop keeps the node's own pace."""
-    return {"execute_steps": 1} if values["control"] == "temporal_ensemble" else {}
+    return {"execute_steps": 1, "continue_chunks": False} if values["control"] == "temporal_ensemble" else {}
 
 
 def artifact_folder(policy: str) -> Path:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clamp_ros.contract.views import PAPER_VIEWS, TILED_SHAPE, VIEW_SIZE
+from clamp_ros.contract.views import PAPER_VIEWS, TILED_SHAPE
 
 WIDTH = TILED_SHAPE[1]
 _HEIGHT_RANGE_M = (-0.02, 0.45)
@@ -42,16 +42,20 @@ def compose(
 
     Args:
         images: camera name to (H, W, 3) uint8 RGB, of one size.
-        views: (224, 1120, 4) float32, tiled.
-        view_names: captions of the five views.
+        views: (224, 1120, 4) float32, tiled; other sets of views are scaled to that width.
+        view_names: captions; by default those of the paper's five views.
 
     Returns:
         (H', 1120, 3) uint8 RGB; H' is even, and the same for the same number and size of images.
     """
-    names = list(view_names or (view.name for view in PAPER_VIEWS))
-    row = color_views(views)
+    row, names = color_views(views), list(view_names or ())
+    if views.shape[1] != WIDTH:
+        size = (WIDTH, 2 * round(views.shape[0] * WIDTH / views.shape[1] / 2))
+        row = np.ascontiguousarray(cv2.resize(row, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    elif not names:
+        names = [view.name for view in PAPER_VIEWS]
     for i, name in enumerate(names):
-        _caption(row, f"view {name}", i * VIEW_SIZE)
+        _caption(row, f"view {name}", i * WIDTH * views.shape[0] // views.shape[1])
     if not images:
         return row
     width = WIDTH // len(images)

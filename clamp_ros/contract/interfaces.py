@@ -103,7 +103,7 @@ ACTION_CHUNK = Topic("/policy/action_chunk", "trajectory_msgs/msg/JointTrajector
 OBSERVATION = Topic("/policy/observation", "std_msgs/msg/Header", Qos.STATE, None, "world",
                     "stamp of an observation, said as the policy begins to infer its chunk; 0 where it will not come")
 VIEWS = Topic("/fusion/views", "sensor_msgs/msg/Image", Qos.IMAGE, None, "world",
-              "five virtual views tiled to 224x1120, 32FC4 (depth, X, Y, Z) in metres, stamped with the images' stamp")
+              "virtual views side by side (the paper's five: 224x1120), 32FC4 (depth, X, Y, Z) in metres, of the images' stamp")
 CLOUD = Topic("/fusion/cloud", "sensor_msgs/msg/PointCloud2", Qos.IMAGE, None, "world",
               "the fused, cropped, voxelised cloud; computed only while somebody subscribes")
 TF = Topic("/tf", "tf2_msgs/msg/TFMessage", Qos.TF, CONTROL_RATE_HZ, "world", "gripper, wrist camera and object poses")

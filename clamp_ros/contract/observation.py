@@ -62,12 +62,13 @@ class Observation:
 
     Attributes:
         stamp_ns: stamp of the images the views were rendered from.
-        views: (224, 1120, 4) float32, five tiled views of (depth, X, Y, Z) in metres, world frame; 0 where
-            nothing is seen.
+        views: (h, h * views, 4) float32, tiled views of (depth, X, Y, Z) in metres, world frame; 0 where nothing is
+            seen. The paper's five are (224, 1120, 4).
         colors: camera name to (H, W, 3) uint8 RGB; only the cameras the policy asks for.
         joint_positions: (14,) float32, measured, contract order.
         action_history: (50, 14) float32, the commands sent before the stamp, newest first (paper: a_{t-1} ... a_{t-H});
             rows from before the episode's start are zero.
+        cloud: (N, 3) float32, metres, world frame: what the views were rendered from; only for a policy that asks.
     """
 
     stamp_ns: int
@@ -75,9 +76,15 @@ class Observation:
     colors: Mapping[str, NDArray[np.uint8]]
     joint_positions: NDArray[np.float32]
     action_history: NDArray[np.float32]
+    cloud: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        _check(self.views, TILED_SHAPE, np.float32, "views")
+        shape = self.views.shape if isinstance(self.views, np.ndarray) else ()
+        tiled = len(shape) == 3 and 0 < shape[0] <= shape[1] and shape[1] % shape[0] == 0
+        _check(self.views, (shape[0], shape[1], 4) if tiled else TILED_SHAPE, np.float32, "views")
+        if self.cloud is not None:
+            _check(self.cloud, (len(self.cloud), 3), np.float32, "cloud")
+            _check_finite(self.cloud, "cloud")
         _check(self.joint_positions, (NUM_JOINTS,), np.float32, "joint_positions")
         _check(self.action_history, (CHUNK_SIZE, NUM_JOINTS), np.float32, "action_history")
         for what in ("views", "joint_positions", "action_history"):

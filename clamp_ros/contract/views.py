@@ -1,8 +1,9 @@
 """The virtual views and the fusion settings, as the manifest carries them from training to the robot.
 
-Five square views are rendered from the fused cloud and tiled side by side into (224, 1120, 4): overhead, front-left,
-back-right, wrist-left, wrist-right (paper Section III-B and Appendix C). Channels are (depth, X, Y, Z): depth along the
-view's optical axis and the point's world coordinates, all in metres, all zero where no point is seen.
+Square views are rendered from the fused cloud and tiled side by side. The paper's are five, (224, 1120, 4): overhead,
+front-left, back-right, wrist-left, wrist-right (Section III-B and Appendix C); any other set is data. Channels are
+(depth, X, Y, Z): depth along the view's optical axis and the point's world coordinates, all in metres, all zero where
+no point is seen.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from clamp_ros.geometry.transforms import look_at
 
 VIEW_SIZE = 224
 NUM_VIEWS = 5
+MAX_VIEWS = 64
 TILED_SHAPE = (VIEW_SIZE, VIEW_SIZE * NUM_VIEWS, 4)
 WORLD_FRAME = "world"
 
@@ -29,7 +31,7 @@ class ViewSpec:
     """One virtual camera.
 
     Attributes:
-        name: overhead, front_left, back_right, wrist_left or wrist_right.
+        name: of the paper's views overhead, front_left, back_right, wrist_left or wrist_right.
         frame: the frame it is mounted on: `world` for a fixed view, `left/gripper` or `right/gripper` for a wrist view.
         eye_m: position in that frame.
         target_m: the point it looks at, in that frame.
@@ -44,9 +46,9 @@ class ViewSpec:
     up: tuple[float, float, float]
     fovy_deg: float
 
-    def pinhole(self) -> Pinhole:
-        """Intrinsics of the square view."""
-        return Pinhole.from_fovy(VIEW_SIZE, VIEW_SIZE, math.radians(self.fovy_deg))
+    def pinhole(self, size: int = VIEW_SIZE) -> Pinhole:
+        """Intrinsics of the square view, `size` pixels wide."""
+        return Pinhole.from_fovy(size, size, math.radians(self.fovy_deg))
 
     def frame_from_camera(self) -> NDArray[np.float64]:
         """(4, 4) pose of the view's optical frame in `frame`."""
@@ -77,7 +79,8 @@ class FusionConfig:
         footprint_m: world-size radius of a rendered point; its radius in pixels is ``round(f * footprint_m / z)``.
         footprint_max_px: cap of that radius.
         near_m: points nearer than this to a view are not rendered.
-        views: the five views, in tile order.
+        view_px: width and height of a view (paper: 224).
+        views: the views, in tile order (paper: five).
     """
 
     crop_min_m: tuple[float, float, float] = (-0.45, -0.37, -0.02)
@@ -90,6 +93,7 @@ class FusionConfig:
     footprint_m: float = 0.002
     footprint_max_px: int = 3
     near_m: float = 0.03
+    view_px: int = VIEW_SIZE
     views: tuple[ViewSpec, ...] = field(default=PAPER_VIEWS)
 
     def __post_init__(self) -> None:
@@ -105,8 +109,15 @@ class FusionConfig:
             raise ConfigError(f"footprint {self.footprint_m} m capped at {self.footprint_max_px} px is out of range")
         if self.near_m <= 0.0:
             raise ConfigError(f"near_m is {self.near_m}, expected more than 0")
-        if len(self.views) != NUM_VIEWS or len({v.name for v in self.views}) != NUM_VIEWS:
-            raise ConfigError(f"views are {[v.name for v in self.views]}, expected {NUM_VIEWS} of different names")
+        if not 16 <= self.view_px <= 1024:
+            raise ConfigError(f"view_px is {self.view_px}, expected 16 to 1024")
+        if not 1 <= len(self.views) <= MAX_VIEWS or len({v.name for v in self.views}) != len(self.views):
+            raise ConfigError(f"views are {[v.name for v in self.views]}, expected 1 to {MAX_VIEWS} of different names")
+
+    @property
+    def tiled_shape(self) -> tuple[int, int, int]:
+        """Shape of the tiled views; the paper's is `TILED_SHAPE`."""
+        return (self.view_px, self.view_px * len(self.views), TILED_SHAPE[2])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

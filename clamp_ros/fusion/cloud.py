@@ -181,16 +181,3 @@ def check_pose(pose: NDArray[np.float64], what: str) -> None:
     rotation = pose[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-4 or np.abs(pose[3] - (0, 0, 0, 1)).max() > 1e-9:
         raise ContractError(f"{what} is {pose.tolist()}, which is not rigid; check the calibration it comes from")
-
-
-def pad_cloud(cloud: NDArray[np.float32], max_points: int) -> NDArray[np.float32]:
-    """(max_points, 3) float32: the cloud, then points at the origin (paper Appendix C), which are never rendered.
-
-    Raises:
-        ContractError: the cloud is larger than max_points.
-    """
-    if len(cloud) > max_points:
-        raise ContractError(f"the cloud has {len(cloud)} points, more than the {max_points} to pad it to")
-    out = np.zeros((max_points, 3), dtype=np.float32)
-    out[: len(cloud)] = cloud
-    return out

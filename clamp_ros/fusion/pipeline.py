@@ -35,10 +35,10 @@ class Fusion:
         Args:
             frames: one depth image per camera, all of one instant.
             world_from_grippers: arm name (`left`, `right`) to the (4, 4) pose of its gripper at that instant.
-            out: (224, 1120, 4) float32 to write to; by default a new array.
+            out: float32 of `config.tiled_shape` to write to; by default a new array.
 
         Returns:
-            (224, 1120, 4) float32 (depth, X, Y, Z) in metres, world frame; zero where nothing is seen.
+            Float32 of `config.tiled_shape`: (depth, X, Y, Z) in metres, world frame; zero where nothing is seen.
 
         Raises:
             ContractError: an image does not fit its intrinsics, a gripper is missing, or a pose is not rigid.

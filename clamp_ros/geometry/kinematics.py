@@ -56,3 +56,18 @@ def gripper_position(arm: str, joints: NDArray[np.float64]) -> tuple[float, floa
         point = [a + b for a, b in zip(point, offset, strict=True)]
     x, y, z = _BASES[arm] @ (*point, 1.0)
     return float(x), float(y), float(z)
+
+
+def world_from_grippers(arm: str, joints: ArrayLike) -> NDArray[np.float64]:
+    """(N, 4, 4) poses of `world_from_gripper` for (N, 14) joint vectors at once; trusts its input."""
+    angles = np.asarray(joints, dtype=np.float64)[:, ARM_SLICES[arm]]
+    pose = np.broadcast_to(WORLD_FROM_BASE[arm], (len(angles), 4, 4))
+    for i, (offset, axis) in enumerate(ARM_CHAIN):
+        quarter = axis_angle(axis, np.pi / 2.0)
+        skew, projection = 0.5 * (quarter - quarter.T), np.outer(axis, axis)  # Rodrigues: the parts in sin, and fixed
+        link = np.zeros((len(angles), 4, 4))
+        sine, cosine = np.sin(angles[:, i, None, None]), np.cos(angles[:, i, None, None])
+        link[:, :3, :3] = projection + cosine * (np.eye(3) - projection) + sine * skew
+        link[:, :3, 3], link[:, 3, 3] = offset, 1.0
+        pose = pose @ link
+    return pose @ GRIPPER_LINK_FROM_GRIPPER

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clamp_ros.contract.interfaces import CAMERAS
 from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_RATE_HZ, JOINT_NAMES
 from clamp_ros.contract.views import FusionConfig
 from clamp_ros.geometry.pinhole import Pinhole
+from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.diffusion import PREDICTION, SAMPLERS, SCHEDULE, DiffusionSchedule
 from clamp_ros.policy.preprocess import Normalization
 
@@ -25,6 +26,9 @@ FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 PARTS = ("encoders", "context", "denoise")
 """The ONNX files: frozen image and action encoders; policy encoder and cross-attention K/V; one denoising step."""
+PARTS_AT_ONCE = ("encoders", "context", "decode")
+"""Those of a policy that does not denoise: the last gives the chunk."""
+SCENES = ("views", "cloud")
 INTRINSICS_TOLERANCE = 0.05
 """Cameras of one model differ by a few per cent; the cloud is computed from the live intrinsics in any case."""
 
@@ -89,7 +93,13 @@ class FileSpec:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """What an artifact was trained for; see the module. `training` and `score` are free-form records for people."""
+    """What an artifact was trained for; see the module. `training` and `score` are free-form records for people.
+
+    `prefix` is the largest number of committed actions that the policy can continue (real-time chunking); 0 for a
+    policy that was not trained to. `diffusion` is None for a policy that answers at once (ACT): its third file is
+    `decode` in place of `denoise`. `scene` is what the image encoder reads: the 'views', or the 'cloud' itself (DP3).
+    `cartesian` converts the actions of a policy that acts in poses of the grippers.
+    """
 
     name: str
     task: str
@@ -98,10 +108,13 @@ class Manifest:
     rgb: RgbSpec | None
     fusion: FusionConfig
     normalization: Normalization
-    diffusion: DiffusionSpec
+    diffusion: DiffusionSpec | None
     files: Mapping[str, FileSpec]
     training: Mapping[str, Any]
     score: Mapping[str, Any]
+    prefix: int = 0
+    scene: str = "views"
+    cartesian: CartesianActions | None = None
     format: int = FORMAT
     joint_names: tuple[str, ...] = JOINT_NAMES
     control_rate_hz: int = CONTROL_RATE_HZ
@@ -123,12 +136,23 @@ class Manifest:
                 )
         if not self.cameras or not set(self.cameras) <= set(CAMERAS):
             raise ArtifactError(f"the artifact's cameras are {list(self.cameras)}, this stack's are {list(CAMERAS)}")
+        if self.scene not in SCENES:
+            raise ArtifactError(f"scene is {self.scene!r}, expected one of {', '.join(SCENES)}")
+        if self.prefix and self.diffusion is None:
+            raise ArtifactError(f"prefix is {self.prefix}, but an artifact without diffusion cannot continue actions")
+        if not 0 <= self.prefix < CHUNK_SIZE:
+            raise ArtifactError(f"prefix is {self.prefix}, expected 0 to {CHUNK_SIZE - 1}")
         if not self.image_rate_hz > 0.0:
             raise ArtifactError(f"image_rate_hz is {self.image_rate_hz}, expected a positive number")
         if (self.rgb is not None) != bool(self.rgb_cameras):
             raise ArtifactError(f"rgb size is {self.rgb}, rgb cameras are {list(self.rgb_cameras)}: give both or none")
         if self.rgb is not None and min(self.rgb.height, self.rgb.width) < 1:
             raise ArtifactError(f"rgb size is {self.rgb}, expected positive numbers")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The artifact's ONNX files."""
+        return PARTS if self.diffusion is not None else PARTS_AT_ONCE
 
     @property
     def rgb_cameras(self) -> tuple[str, ...]:
@@ -179,7 +203,10 @@ class Manifest:
             "rgb": None if self.rgb is None else vars(self.rgb),
             "fusion": self.fusion.to_dict(),
             "normalization": {key: value.tolist() for key, value in vars(self.normalization).items()},
-            "diffusion": vars(self.diffusion),
+            "diffusion": None if self.diffusion is None else vars(self.diffusion),
+            "prefix": self.prefix,
+            "scene": self.scene,
+            "cartesian": None if self.cartesian is None else self.cartesian.to_dict(),
             "files": {part: vars(spec) for part, spec in self.files.items()},
             "training": dict(self.training),
             "score": dict(self.score),
@@ -193,16 +220,21 @@ class Manifest:
             ArtifactError: a key is missing, unknown, of the wrong type, or out of range.
         """
         try:
-            top = _record(values, "manifest", _TOP)
+            top = {**_LATER, **_record(values, "manifest", _TOP, optional=_LATER)}
             return cls(
                 **{key: top[key] for key in ("name", "task", "training", "score", "format", "control_rate_hz")},
-                **{key: top[key] for key in ("chunk_size", "history_size", "image_rate_hz")},
+                **{key: top[key] for key in ("chunk_size", "history_size", "image_rate_hz", "prefix", "scene")},
                 joint_names=tuple(top["joint_names"]),
                 cameras={n: CameraSpec(**_record(c, f"cameras.{n}", _CAMERA)) for n, c in top["cameras"].items()},
                 rgb=None if top["rgb"] is None else RgbSpec(**_record(top["rgb"], "rgb", _RGB)),
                 fusion=FusionConfig.from_dict(top["fusion"]),
                 normalization=Normalization(**_record(top["normalization"], "normalization", _NORMALIZATION)),
-                diffusion=DiffusionSpec(**_record(top["diffusion"], "diffusion", _DIFFUSION)),
+                diffusion=None
+                if top["diffusion"] is None
+                else DiffusionSpec(**_record(top["diffusion"], "diffusion", _DIFFUSION)),
+                cartesian=None
+                if top["cartesian"] is None
+                else CartesianActions(**_record(top["cartesian"], "cartesian", _CARTESIAN)),
                 files={p: FileSpec(**_record(f, f"files.{p}", _FILE)) for p, f in top["files"].items()},
             )
         except (ConfigError, ContractError, TypeError, ValueError) as error:
@@ -213,9 +245,12 @@ _NUMBER = (int, float)
 _TOP: dict[str, tuple[type, ...]] = {
     "format": (int,), "name": (str,), "task": (str,), "joint_names": (list,), "control_rate_hz": (int,),
     "chunk_size": (int,), "history_size": (int,), "cameras": (dict,), "image_rate_hz": _NUMBER,
-    "rgb": (dict, type(None)), "fusion": (dict,), "normalization": (dict,), "diffusion": (dict,), "files": (dict,),
-    "training": (dict,), "score": (dict,),
+    "rgb": (dict, type(None)), "fusion": (dict,), "normalization": (dict,), "diffusion": (dict, type(None)),
+    "files": (dict,), "training": (dict,), "score": (dict,), "prefix": (int,), "scene": (str,),
+    "cartesian": (dict, type(None)),
 }  # fmt: skip
+_LATER: dict[str, Any] = {"prefix": 0, "scene": "views", "cartesian": None}
+"""Keys that older artifacts lack, and what their absence means."""
 _CAMERA = {"width": (int,), "height": (int,), **dict.fromkeys(("fx", "fy", "cx", "cy"), _NUMBER), "rgb": (bool,)}
 _RGB = {"height": (int,), "width": (int,)}
 _NORMALIZATION: dict[str, tuple[type, ...]] = {
@@ -225,18 +260,22 @@ _DIFFUSION = {
     "train_steps": (int,), "schedule": (str,), "prediction": (str,), "clip": _NUMBER, "sampler": (str,),
     "inference_steps": (int,),
 }  # fmt: skip
+_CARTESIAN = {"relative": (bool,), "low": (list,), "high": (list,)}
 _FILE = {"file": (str,), "sha256": (str,)}
 
 
-def _record(values: Any, what: str, schema: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Checks that `values` is an object with exactly the keys and types of the schema."""
+def _record(
+    values: Any, what: str, schema: Mapping[str, tuple[type, ...]], optional: Container[str] = ()
+) -> dict[str, Any]:
+    """Checks that `values` is an object with exactly the keys and types of the schema, but that some may be missing."""
     if not isinstance(values, dict):
         raise ArtifactError(f"{what} is {type(values).__name__}, expected an object")
-    missing, unknown = sorted(set(schema) - set(values)), sorted(set(values) - set(schema))
+    missing = sorted(key for key in schema if key not in values and key not in optional)
+    unknown = sorted(set(values) - set(schema))
     if missing or unknown:
         raise ArtifactError(f"{what} lacks the keys {missing} and has unknown keys {unknown}; export it again")
-    for key, types in schema.items():
-        value = values[key]
+    for key, value in values.items():
+        types = schema[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join(t.__name__ for t in types)
             raise ArtifactError(f"{what}.{key} is {value!r}, expected {expected}")
@@ -253,7 +292,7 @@ def sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes `manifest.json` beside the ONNX files `{encoders,context,denoise}.onnx`, with their hashes.
+    """Writes `manifest.json` beside the ONNX files of the manifest's `parts`, with their hashes.
 
     Args:
         folder: holds the three files already.
@@ -266,7 +305,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         ArtifactError: an ONNX file is missing.
     """
     files = {}
-    for part in PARTS:
+    for part in manifest.parts:
         path = folder / f"{part}.onnx"
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; export the ONNX files before the manifest")
@@ -305,8 +344,9 @@ class Artifact:
             raise ArtifactError(f"{manifest_path} is not JSON ({error}); restore or export it again") from error
         except ArtifactError as error:
             raise ArtifactError(f"{manifest_path}: {error}") from error
-        if set(manifest.files) != set(PARTS):
-            raise ArtifactError(f"{manifest_path}: files are {sorted(manifest.files)}, expected {sorted(PARTS)}")
+        found, expected = sorted(manifest.files), sorted(manifest.parts)
+        if found != expected:
+            raise ArtifactError(f"{manifest_path}: files are {found}, expected {expected}")
         artifact = cls(folder, manifest)
         for part, spec in manifest.files.items():
             file = artifact.file(part)
@@ -321,5 +361,5 @@ class Artifact:
         return artifact
 
     def file(self, part: str) -> Path:
-        """Path of one of the ONNX files, by its name in `PARTS`."""
+        """Path of one of the ONNX files, by its name in the manifest's `parts`."""
         return self.folder / self.manifest.files[part].file

@@ -19,7 +19,8 @@ from clamp_ros.contract.robot import CONTROL_PERIOD_NS
 from clamp_ros.policy.history import ActionHistory, StampedVectors
 
 VIEWS = "views"
-"""The source name of the tiled views, beside the cameras'."""
+CLOUD = "cloud"
+"""The source names of the tiled views and of the cloud, beside the cameras'."""
 _JOINTS_HORIZON_NS = 2_000_000_000
 _JOINTS_GAP_NS = 5 * CONTROL_PERIOD_NS
 
@@ -32,7 +33,11 @@ class ObservationAssembler:
     """
 
     def __init__(
-        self, rgb_cameras: Sequence[str], timeout_ns: int, tolerance_ns: int = CONTROL_PERIOD_NS // 2
+        self,
+        rgb_cameras: Sequence[str],
+        timeout_ns: int,
+        tolerance_ns: int = CONTROL_PERIOD_NS // 2,
+        cloud: bool = False,
     ) -> None:
         """An assembler with nothing gathered.
 
@@ -40,9 +45,10 @@ class ObservationAssembler:
             rgb_cameras: whose colour images an observation holds.
             timeout_ns: how long views wait for them.
             tolerance_ns: how far apart the stamps of one observation's images may lie.
+            cloud: whether an observation holds the cloud, source `CLOUD`, as well.
         """
         self.sync: FrameSynchronizer[tuple[int, NDArray[Any]]] = FrameSynchronizer(
-            (VIEWS, *rgb_cameras), tolerance_ns, timeout_ns
+            (VIEWS, *((CLOUD,) if cloud else ()), *rgb_cameras), tolerance_ns, timeout_ns
         )
         self._joints = StampedVectors(_JOINTS_HORIZON_NS)
         self._history = ActionHistory()
@@ -70,7 +76,7 @@ class ObservationAssembler:
         self._history.push(stamp_ns, action)
 
     def add_image(self, source: str, stamp_ns: int, image: NDArray[Any], now_ns: int) -> None:
-        """Takes in the tiled views (source `VIEWS`) or a camera's colour image; now_ns: see `FrameSynchronizer.add`."""
+        """Takes in what a source saw: a camera's colour, `VIEWS` or `CLOUD`; now_ns: see `FrameSynchronizer.add`."""
         self._images = self.sync.add(source, stamp_ns, (stamp_ns, image), now_ns) or self._images
 
     def waiting_ns(self) -> int | None:
@@ -97,7 +103,8 @@ class ObservationAssembler:
         return Observation(
             stamp_ns=stamp_ns,
             views=np.ascontiguousarray(images[VIEWS][1]),
-            colors={source: image for source, (_, image) in images.items() if source != VIEWS},
+            colors={source: image for source, (_, image) in images.items() if source not in (VIEWS, CLOUD)},
             joint_positions=joints.astype(np.float32),
             action_history=self._history.rows(stamp_ns),
+            cloud=np.ascontiguousarray(images[CLOUD][1]) if CLOUD in images else None,
         )

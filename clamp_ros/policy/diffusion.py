@@ -121,6 +121,7 @@ def sample(
     schedule: DiffusionSchedule,
     inference_steps: int,
     sampler: str = "ddim",
+    prefix: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Draws one sample by denoising Gaussian noise.
 
@@ -131,9 +132,10 @@ def sample(
         schedule: the one of training.
         inference_steps: 1 to `schedule.train_steps`.
         sampler: "ddim" or "ddpm".
+        prefix: (B, d, ...) what the sample begins with along its second axis: given clean to the network at every step.
 
     Returns:
-        float32 sample within +-`schedule.clip`.
+        float32 sample within +-`schedule.clip`, but for the prefix, which is as given.
 
     Raises:
         ConfigError: the sampler is unknown or the number of steps out of range.
@@ -142,10 +144,16 @@ def sample(
         raise ConfigError(f"sampler is {sampler!r}, expected one of {SAMPLERS}")
     steps = [int(t) for t in schedule.steps(inference_steps)]
     x = rng.standard_normal(shape).astype(np.float32)
+    known = 0 if prefix is None else prefix.shape[1]
     for step, next_step in zip(steps, [*steps[1:], CLEAN], strict=True):
+        if prefix is not None:
+            x[:, :known] = prefix
         noise = denoise(x, step)
         if sampler == "ddim":
             x = ddim_step(schedule, x, noise, step, next_step).astype(np.float32)
         else:
             x = ddpm_step(schedule, x, noise, step, next_step, rng).astype(np.float32)
-    return np.clip(x, -schedule.clip, schedule.clip)
+    x = np.clip(x, -schedule.clip, schedule.clip)
+    if prefix is not None:
+        x[:, :known] = prefix
+    return x

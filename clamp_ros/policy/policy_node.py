@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, JointState
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
@@ -28,6 +29,7 @@ from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ClampError, ContractError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
+    CLOUD,
     JOINT_COMMANDS,
     JOINT_STATES,
     OBSERVATION,
@@ -43,6 +45,7 @@ from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
 from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.policy import assembly
 from clamp_ros.policy.artifact import Artifact, Manifest
+from clamp_ros.policy.committed import CommittedActions
 from clamp_ros.policy.diffusion import SAMPLERS
 from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.ros.convert import (
@@ -51,6 +54,7 @@ from clamp_ros.ros.convert import (
     header_message,
     joints_from_message,
     pinhole_from_camera_info,
+    points_from_cloud,
 )
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
@@ -77,6 +81,9 @@ class PolicyConfig:
     providers: tuple[str, ...] = param(("CPUExecutionProvider",), "onnxruntime execution providers, preferred first")
     sampler: str = param("", "in place of the artifact's; empty keeps it", choices=("", *SAMPLERS))
     inference_steps: int = param(0, "denoising steps in place of the artifact's; 0 keeps them", minimum=0, maximum=1000)
+    continue_chunks: bool = param(
+        True, "an artifact that can continues the actions sent meanwhile (real-time chunking); for open loop only"
+    )
     seed: int = param(0, "of the sampler's noise; the episodes after it draw other noise each", minimum=0)
     match_tolerance_s: float = param(
         0.01, "stamps of views and colour images of one observation differ by no more", unit="s",
@@ -127,6 +134,8 @@ class PolicyNode(LifecycleNode):
         self._assembler: assembly.ObservationAssembler | None = None
         self._episode = 0
         self._noise = _Noise(self._config.seed)
+        self._committed = CommittedActions(0)
+        self._committed_episode = -1
         self.add_post_set_parameters_callback(self._on_parameters)
         self._inputs: list[Subscription] = []
         self._cameras: dict[str, str | None] = {}
@@ -173,9 +182,13 @@ class PolicyNode(LifecycleNode):
         runtime.warm_up()
         manifest = artifact.manifest
         self._runtime = runtime
+        self._committed = CommittedActions(manifest.prefix if config.continue_chunks else 0)
         self._worker = NewestWorker(self._work)
         self._assembler = assembly.ObservationAssembler(
-            manifest.rgb_cameras, round(config.match_timeout_s * 1e9), round(config.match_tolerance_s * 1e9)
+            manifest.rgb_cameras,
+            round(config.match_timeout_s * 1e9),
+            round(config.match_tolerance_s * 1e9),
+            cloud=manifest.scene == "cloud",
         )
         self._cameras = {name: f"camera {name!r} has sent no camera_info" for name in manifest.cameras}
         self._subscribe(manifest)
@@ -189,6 +202,9 @@ class PolicyNode(LifecycleNode):
             subscribe(self, JOINT_STATES, self._on_joints),
             commands,
         ]
+        if manifest.scene == "cloud":
+            read = partial(points_from_cloud, what="cloud")
+            self._inputs.append(subscribe(self, CLOUD, self._receiver(assembly.CLOUD, read)))
         for camera in manifest.cameras:
             info = topic(camera_info_topic(camera))
             self._inputs.append(subscribe(self, info, self._camera_checker(camera, manifest)))
@@ -272,13 +288,16 @@ class PolicyNode(LifecycleNode):
             self._health.fault("from_the_future", f"{what} is {(stamp_ns - now_ns) / 1e9:.2f} s ahead of the clock")
         return False
 
-    def _image_receiver(self, source: str, encoding: str) -> Callable[[Image], None]:
-        def receive(message: Image) -> None:
+    def _image_receiver(self, source: str, encoding: str) -> Callable[[Any], None]:
+        return self._receiver(source, lambda message: array_from_image(message, encoding, source))
+
+    def _receiver(self, source: str, read: Callable[[Any], np.ndarray]) -> Callable[[Any], None]:
+        def receive(message: Any) -> None:
             stamp_ns = stamp_of(message.header.stamp)
             if self._assembler is None or not self._timely(stamp_ns, source):
                 return
             try:
-                image = array_from_image(message, encoding, source)
+                image = read(message)
             except ContractError as error:
                 self._health.fault("bad_image", str(error))
                 return
@@ -358,8 +377,11 @@ class PolicyNode(LifecycleNode):
         runtime = self._runtime
         if runtime is None or episode != self._episode:
             return
+        if episode != self._committed_episode:
+            self._committed.start()
+            self._committed_episode = episode
         try:
-            chunk = runtime.infer(observation, self._noise.of(episode))
+            chunk = runtime.infer(observation, self._noise.of(episode), self._committed.before(observation))
         except ContractError as error:
             self._health.fault("inference_failed", str(error))
             self._inferred_ns = None  # the next observation is tried at once
@@ -367,7 +389,15 @@ class PolicyNode(LifecycleNode):
             return
         if episode != self._episode:
             return
+        # the control loop has it by its next tick
+        self._committed.add(chunk, self.get_clock().now().nanoseconds + CONTROL_PERIOD_NS)
         self._publisher.publish(chunk_message(chunk))
+        if self._committed.too_slow:
+            ticks, longest = self._committed.delay_steps, runtime.artifact.manifest.prefix
+            self._health.fault(
+                "slow_for_prefix",
+                f"chunks take {ticks} ticks, the artifact continues {longest} at most: motion may jump between chunks",
+            )
         self._health.count("chunks")
         if (timings := runtime.timings) is not None:
             for stage, value in {**vars(timings), "total_ms": timings.total_ms}.items():

@@ -98,3 +98,16 @@ def preprocess_rgb(color: NDArray[np.uint8], height: int, width: int) -> NDArray
     scaled = np.ascontiguousarray(resize_rgb(color, height, width).transpose(2, 0, 1)).astype(np.float32)
     scaled /= 255.0
     return scaled
+
+
+def pad_cloud(cloud: NDArray[np.float32], max_points: int) -> NDArray[np.float32]:
+    """(max_points, 3) float32: the cloud, then points at the origin (paper Appendix C), which are never rendered.
+
+    Raises:
+        ContractError: the cloud is larger than max_points.
+    """
+    if len(cloud) > max_points:
+        raise ContractError(f"the cloud has {len(cloud)} points, more than the {max_points} to pad it to")
+    out = np.zeros((max_points, 3), dtype=np.float32)
+    out[: len(cloud)] = cloud
+    return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
 from clamp_ros.contract.observation import ActionChunk, Observation
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
-from clamp_ros.contract.views import TILED_SHAPE
-from clamp_ros.policy.artifact import PARTS, Artifact, Manifest
-from clamp_ros.policy.diffusion import SAMPLERS, sample
-from clamp_ros.policy.preprocess import preprocess_rgb
+from clamp_ros.policy.artifact import Artifact, DiffusionSpec, Manifest
+from clamp_ros.policy.cartesian import CARTESIAN_WIDTH
+from clamp_ros.policy.diffusion import sample
+from clamp_ros.policy.preprocess import pad_cloud, preprocess_rgb
 
 _FLOAT, _BOOL, _INT64 = "tensor(float)", "tensor(bool)", "tensor(int64)"
 _NUMPY = {_FLOAT: np.float32, _BOOL: np.bool_, _INT64: np.int64}
@@ -59,15 +59,20 @@ def expected_tensors(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], d
         "values": (_FLOAT, ("L", 1, "H", "S", "d")),
         "memory_valid": (_BOOL, (1, "S")),
     }
-    actions: Tensor = (_FLOAT, (1, CHUNK_SIZE, NUM_JOINTS))
+    history: Tensor = (_FLOAT, (1, CHUNK_SIZE, NUM_JOINTS))
+    actions: Tensor = (_FLOAT, (1, CHUNK_SIZE, NUM_JOINTS if manifest.cartesian is None else CARTESIAN_WIDTH))
+    shape = manifest.fusion.tiled_shape if manifest.scene == "views" else (manifest.fusion.max_points, 3)
     rgb = {} if manifest.rgb is None else {
         f"rgb_{camera}": (_FLOAT, (1, 3, manifest.rgb.height, manifest.rgb.width)) for camera in manifest.rgb_cameras
     }  # fmt: skip
-    return {
-        "encoders": ({"views": (_FLOAT, (1, *TILED_SHAPE)), "action_history": actions}, encoded),
+    continued: dict[str, Tensor] = {"prefix": (_INT64, (1,))} if manifest.prefix else {}
+    tensors: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {
+        "encoders": ({manifest.scene: (_FLOAT, (1, *shape)), "action_history": history}, encoded),
         "context": ({**encoded, "proprio": (_FLOAT, (1, NUM_JOINTS)), **rgb}, memory),
-        "denoise": ({"noisy_actions": actions, "step": (_INT64, (1,)), **memory}, {"noise": actions}),
+        "denoise": ({"noisy_actions": actions, "step": (_INT64, (1,)), **continued, **memory}, {"noise": actions}),
+        "decode": (memory, {"actions": actions}),
     }
+    return {part: tensors[part] for part in manifest.parts}
 
 
 def episode_noise(seed: int, episode: int = 0) -> np.random.Generator:
@@ -112,12 +117,15 @@ class PolicyRuntime:
         self.artifact = artifact
         self.timings: Timings | None = None
         self._normalization = manifest.normalization
-        self._schedule = manifest.diffusion.noise_schedule()
-        self._sampler = manifest.diffusion.sampler if sampler is None else sampler
-        self._steps = manifest.diffusion.inference_steps if inference_steps is None else inference_steps
-        self._schedule.steps(self._steps)
-        if self._sampler not in SAMPLERS:
-            raise ConfigError(f"sampler is {self._sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        self._diffusion = manifest.diffusion
+        if self._diffusion is None and (sampler is not None or inference_steps is not None):
+            raise ConfigError(
+                f"sampler is {sampler!r}, inference_steps {inference_steps}; the artifact {manifest.name!r} answers at "
+                "once and samples nothing: leave both out"
+            )
+        if self._diffusion is not None:
+            chosen = {"sampler": sampler, "inference_steps": inference_steps}
+            self._diffusion = replace(self._diffusion, **{k: v for k, v in chosen.items() if v is not None})
         if missing := [name for name in providers if name not in ort.get_available_providers()]:
             raise ConfigError(f"onnxruntime has no {missing}; this build has {ort.get_available_providers()}")
         if threads < 0:
@@ -128,7 +136,7 @@ class PolicyRuntime:
         options.log_severity_level = 3
         # Spinning threads take the cores from fusion and the control loop between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._sessions = {part: _open(artifact, part, options, list(providers)) for part in PARTS}
+        self._sessions = {part: _open(artifact, part, options, list(providers)) for part in manifest.parts}
         sizes: dict[str, tuple[int, str]] = {}
         for part, (inputs, outputs) in expected_tensors(manifest).items():
             _check(part, "input", self._sessions[part].get_inputs(), inputs, sizes)
@@ -144,40 +152,52 @@ class PolicyRuntime:
         manifest = self.artifact.manifest
         color = {n: np.zeros((c.height, c.width, 3), np.uint8) for n, c in manifest.cameras.items() if c.rgb}
         joints, history = np.zeros(NUM_JOINTS, np.float32), np.zeros((CHUNK_SIZE, NUM_JOINTS), np.float32)
-        views = np.zeros(TILED_SHAPE, np.float32)
-        self.infer(Observation(_WARM_UP_STAMP_NS, views, color, joints, history), np.random.default_rng(0))
+        views, cloud = np.zeros(manifest.fusion.tiled_shape, np.float32), np.zeros((0, 3), np.float32)
+        empty = Observation(_WARM_UP_STAMP_NS, views, color, joints, history, cloud)
+        self.infer(empty, np.random.default_rng(0))
         self.timings = None
 
-    def infer(self, observation: Observation, rng: np.random.Generator) -> ActionChunk:
+    def infer(
+        self, observation: Observation, rng: np.random.Generator, prefix: NDArray[np.float64] | None = None
+    ) -> ActionChunk:
         """Draws an action chunk.
 
         Args:
             observation: with the colour image of every rgb camera of the manifest.
             rng: source of the sampler's noise; an equal state gives an equal chunk.
+            prefix: (d, 14) actions from the observation's stamp on that are committed already, rad and m: the chunk
+                begins with them and goes on from there. At most as many as the manifest says.
 
         Returns:
             Chunk with the observation's stamp, every action within the range of the training data.
 
         Raises:
-            ContractError: a colour image is missing, a network fails, or its output is not finite.
+            ContractError: a colour image is missing, a network fails, its output is not finite, or the prefix is not
+                one that this policy can continue.
         """
         started = time.perf_counter()
-        feeds = self._feeds(observation)
+        if prefix is None:
+            prefix = np.zeros((0, NUM_JOINTS))
+        if prefix.ndim != 2 or prefix.shape[1] != NUM_JOINTS or not np.isfinite(prefix).all():
+            raise ContractError(f"prefix is {prefix.shape}, expected (d, {NUM_JOINTS}) finite numbers")
+        if len(prefix) > (longest := self.artifact.manifest.prefix):
+            raise ContractError(f"prefix has {len(prefix)} actions; this policy was trained to continue {longest}")
+        feeds, scene = self._feeds(observation), self.artifact.manifest.scene
         preprocessed = time.perf_counter()
-        encoded = self._run("encoders", {name: feeds.pop(name) for name in ("views", "action_history")})
+        encoded = self._run("encoders", {name: feeds.pop(name) for name in (scene, "action_history")})
         encoded_at = time.perf_counter()
         memory = self._run("context", {**encoded, **feeds})
         context_at = time.perf_counter()
-        normalised = self._denoise(memory, rng)
+        actions = self._chunk(memory, observation.joint_positions, rng, prefix)
         ended = time.perf_counter()
         marks = (started, preprocessed, encoded_at, context_at, ended)
         self.timings = Timings(*(1e3 * (b - a) for a, b in itertools.pairwise(marks)))
-        return ActionChunk(observation.stamp_ns, self._normalization.actions_inverse(normalised[0]))
+        return ActionChunk(observation.stamp_ns, actions)
 
     def _feeds(self, observation: Observation) -> dict[str, ort.OrtValue]:
         manifest = self.artifact.manifest
         arrays = {
-            "views": observation.views,
+            manifest.scene: self._scene(observation),
             "action_history": self._normalization.history(observation.action_history),
             "proprio": self._normalization.proprio(observation.joint_positions),
         }
@@ -189,6 +209,20 @@ class PolicyRuntime:
                 size = (manifest.rgb.height, manifest.rgb.width)
                 arrays[f"rgb_{camera}"] = preprocess_rgb(observation.colors[camera], *size)
         return {name: self._value(array[None]) for name, array in arrays.items()}
+
+    def _scene(self, observation: Observation) -> NDArray[np.float32]:
+        """The tiled views, or the cloud padded to its full size, as the artifact was trained on."""
+        fusion = self.artifact.manifest.fusion
+        if self.artifact.manifest.scene == "cloud":
+            if observation.cloud is None:
+                raise ContractError("the observation has no cloud, which this artifact reads in place of views")
+            return pad_cloud(observation.cloud, fusion.max_points)
+        if observation.views.shape != fusion.tiled_shape:
+            raise ContractError(
+                f"views are {observation.views.shape}, the artifact's are {fusion.tiled_shape}; give the artifact to "
+                "the fusion node"
+            )
+        return observation.views
 
     def _value(self, array: NDArray[Any]) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
@@ -208,16 +242,54 @@ class PolicyRuntime:
             raise ContractError(f"{part}.onnx of {self.artifact.folder} failed: {error}") from error
         return dict(zip(names, binding.get_outputs(), strict=True))
 
-    def _denoise(self, memory: Mapping[str, ort.OrtValue], rng: np.random.Generator) -> NDArray[np.float32]:
+    def _chunk(
+        self,
+        memory: Mapping[str, ort.OrtValue],
+        joints: NDArray[np.float32],
+        rng: np.random.Generator,
+        prefix: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """(50, 14) joint targets, rad and m, that begin with the prefix."""
+        cartesian = self.artifact.manifest.cartesian
+        if self._diffusion is None:
+            normalised = _finite(self._run("decode", memory)["actions"].numpy(), "the policy's chunk")
+        else:
+            known = self._normalization.actions(prefix)
+            if cartesian is not None:
+                known = cartesian.encode(prefix[None], joints[None])[0]
+            normalised = self._denoise(memory, self._diffusion, rng, known.clip(-1.0, 1.0))
+        if cartesian is None:
+            return self._normalization.actions_inverse(normalised[0])
+        actions = cartesian.decode(normalised[0], joints)
+        actions[: len(prefix)] = prefix  # to the bit, whatever inverse kinematics leaves over
+        return actions
+
+    def _denoise(
+        self,
+        memory: Mapping[str, ort.OrtValue],
+        diffusion: DiffusionSpec,
+        rng: np.random.Generator,
+        prefix: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        fixed = dict(memory)
+        if self.artifact.manifest.prefix:
+            fixed["prefix"] = self._value(np.array([len(prefix)], np.int64))
+
         def denoise(noisy: NDArray[np.float32], step: int) -> NDArray[np.float32]:
             inputs = {"noisy_actions": self._value(noisy), "step": self._value(np.array([step], np.int64))}
-            noise = self._run("denoise", {**inputs, **memory})["noise"].numpy()
-            if not np.isfinite(noise).all():
-                raise ContractError(f"the policy's output is not finite at denoising step {step}; the chunk is dropped")
-            return noise
+            noise = self._run("denoise", {**inputs, **fixed})["noise"].numpy()
+            return _finite(noise, f"the policy's output at denoising step {step}")
 
-        shape = (1, CHUNK_SIZE, NUM_JOINTS)
-        return sample(denoise, shape, rng, self._schedule, self._steps, self._sampler)
+        return sample(
+            denoise, (1, CHUNK_SIZE, prefix.shape[1]), rng, diffusion.noise_schedule(), diffusion.inference_steps,
+            diffusion.sampler, prefix[None],
+        )  # fmt: skip
+
+
+def _finite(array: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+    if not np.isfinite(array).all():
+        raise ContractError(f"{what} is not finite; the chunk is dropped")
+    return array
 
 
 def _open(artifact: Artifact, part: str, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:

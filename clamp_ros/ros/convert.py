@@ -276,3 +276,22 @@ def cloud_message(points: NDArray[np.float32], stamp: int, frame: str) -> PointC
     message.row_step = 12 * len(points)
     message._data = points.reshape(-1).view(np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
     return message
+
+
+def points_from_cloud(message: PointCloud2, what: str = "cloud") -> NDArray[np.float32]:
+    """(N, 3) float32 points of a `cloud_message`, read-only, over the message's own memory.
+
+    Raises:
+        ContractError: the points are not packed x, y, z of float32, little-endian, or the size does not match the data.
+    """
+    fields = [(f.name, f.offset, f.datatype, f.count) for f in message.fields]
+    expected = [(axis, 4 * i, PointField.FLOAT32, 1) for i, axis in enumerate("xyz")]
+    count = message.width * message.height
+    if fields != expected or message.point_step != 12 or message.is_bigendian or len(message.data) != 12 * count:
+        raise ContractError(
+            f"{what} has {count} points of {message.point_step} bytes, fields {fields} and {len(message.data)} bytes, "
+            "expected packed little-endian float32 x, y, z, 12 bytes each"
+        )
+    points = np.frombuffer(message.data, np.float32).reshape(count, 3)
+    points.setflags(write=False)
+    return points

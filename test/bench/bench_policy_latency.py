@@ -18,8 +18,7 @@ import numpy as np
 from clamp_ros.contract.errors import ClampError
 from clamp_ros.contract.observation import Observation
 from clamp_ros.contract.robot import CHUNK_SIZE, REST_POSE
-from clamp_ros.contract.views import TILED_SHAPE
-from clamp_ros.policy.artifact import Artifact
+from clamp_ros.policy.artifact import Artifact, DiffusionSpec
 from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.runtime import PolicyRuntime
 from clamp_ros.share import models_folder
@@ -28,12 +27,17 @@ from clamp_ros.share import models_folder
 class UncachedRuntime(PolicyRuntime):
     """The peer: images and history are still encoded once, but every step pays for the context."""
 
-    def _denoise(self, memory: Any, rng: np.random.Generator) -> np.ndarray:
+    def _denoise(
+        self, memory: Any, diffusion: DiffusionSpec, rng: np.random.Generator, prefix: np.ndarray
+    ) -> np.ndarray:
         def denoise(noisy: np.ndarray, step: int) -> np.ndarray:
             inputs = {"noisy_actions": self._value(noisy), "step": self._value(np.array([step], np.int64))}
             return self._run("denoise", {**inputs, **self._run("context", self.context_inputs)})["noise"].numpy()
 
-        return sample(denoise, (1, CHUNK_SIZE, REST_POSE.size), rng, self._schedule, self._steps, self._sampler)
+        return sample(
+            denoise, (1, CHUNK_SIZE, prefix.shape[1]), rng, diffusion.noise_schedule(), diffusion.inference_steps,
+            diffusion.sampler,
+        )  # fmt: skip
 
     def _run(self, part: str, feeds: Any) -> Any:
         if part == "context":
@@ -44,10 +48,11 @@ class UncachedRuntime(PolicyRuntime):
 def observation(artifact: Artifact) -> Observation:
     """Random but plausible input; what is in it does not change the time."""
     rng, cameras = np.random.default_rng(0), artifact.manifest.cameras
-    views = rng.uniform(0.0, 1.0, TILED_SHAPE).astype(np.float32)
+    views = rng.uniform(0.0, 1.0, artifact.manifest.fusion.tiled_shape).astype(np.float32)
+    cloud = rng.uniform(-0.3, 0.3, (artifact.manifest.fusion.max_points, 3)).astype(np.float32)
     colors = {n: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for n, c in cameras.items() if c.rgb}
     history = np.tile(REST_POSE, (CHUNK_SIZE, 1)).astype(np.float32)
-    return Observation(0, views, colors, REST_POSE.astype(np.float32), history)
+    return Observation(0, views, colors, REST_POSE.astype(np.float32), history, cloud)
 
 
 def main() -> None:
@@ -67,6 +72,9 @@ def main() -> None:
         cached, uncached = PolicyRuntime(artifact, **options), UncachedRuntime(artifact, **options)
     except ClampError as error:
         raise SystemExit(str(error)) from None
+    diffusion = artifact.manifest.diffusion
+    if diffusion is None:
+        raise SystemExit(f"{artifact.folder} answers at once: it has no denoising steps to compare")
     seen, rng = observation(artifact), np.random.default_rng(0)
     for runtime in (cached, uncached):
         runtime.warm_up()
@@ -79,8 +87,7 @@ def main() -> None:
             totals[name].append(1e3 * (time.perf_counter() - started))
         for stage, value in vars(cached.timings).items():
             stages.setdefault(stage, []).append(value)
-    steps = arguments.steps or artifact.manifest.diffusion.inference_steps
-    sampler = artifact.manifest.diffusion.sampler
+    steps, sampler = arguments.steps or diffusion.inference_steps, diffusion.sampler
     print(f"{artifact.manifest.name}: {arguments.chunks} chunks of {steps} {sampler} steps; ms")
     print(f"{'':14s} {'median':>9s} {'p99':>9s}")
     for name, values in {**stages, **totals}.items():

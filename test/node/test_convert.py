@@ -264,6 +264,16 @@ def test_clouds_are_exact(count: int) -> None:
     np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(-1, 3), points)
 
 
+def test_points_come_back_from_a_cloud_and_others_are_refused() -> None:
+    points = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    message = over_the_wire(convert.cloud_message(points, STAMP, "world"))
+    assert isinstance(message, PointCloud2)
+    np.testing.assert_array_equal(convert.points_from_cloud(message), points)
+    message.point_step = 16
+    with pytest.raises(ContractError, match=r"16 bytes.*expected packed"):
+        convert.points_from_cloud(message)
+
+
 def test_a_cloud_of_another_shape_is_refused() -> None:
     with pytest.raises(ContractError, match="float64"):
         convert.cloud_message(np.zeros((4, 3)), STAMP, "world")  # type: ignore[arg-type]

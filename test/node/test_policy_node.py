@@ -22,6 +22,7 @@ from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.contract.interfaces import (
     ACTION_CHUNK,
     CLOCK,
+    CLOUD,
     JOINT_COMMANDS,
     JOINT_STATES,
     OBSERVATION,
@@ -33,7 +34,7 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.contract.observation import ActionChunk, Observation
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS, JOINT_NAMES, REST_POSE
-from clamp_ros.contract.views import TILED_SHAPE, WORLD_FRAME
+from clamp_ros.contract.views import TILED_SHAPE, WORLD_FRAME, FusionConfig
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.policy.artifact import Artifact, RgbSpec
 from clamp_ros.policy.policy_node import PolicyNode
@@ -41,6 +42,7 @@ from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
 from clamp_ros.ros.convert import (
     camera_info_message,
     chunk_from_message,
+    cloud_message,
     image_message,
     joint_state_message,
     stamp_ns,
@@ -276,9 +278,9 @@ def test_episodes_draw_other_noise_and_a_seed_brings_the_same_again(ros: Any, tm
     drawn: list[float] = []
 
     class Recording(PolicyRuntime):
-        def infer(self, observation: Observation, rng: np.random.Generator) -> ActionChunk:
+        def infer(self, observation: Observation, rng: np.random.Generator, prefix: Any = None) -> ActionChunk:
             drawn.append(rng.standard_normal())
-            return super().infer(observation, rng)
+            return super().infer(observation, rng, prefix)
 
     stack = Stack(ros, folder, seed=7)
     stack.active()
@@ -317,10 +319,10 @@ class GatedRuntime(PolicyRuntime):
         self.begun = threading.Event()
         self.go = threading.Event()
 
-    def infer(self, observation: Observation, rng: np.random.Generator) -> ActionChunk:
+    def infer(self, observation: Observation, rng: np.random.Generator, prefix: Any = None) -> ActionChunk:
         self.begun.set()
         assert self.go.wait(10.0)
-        return super().infer(observation, rng)
+        return super().infer(observation, rng, prefix)
 
 
 def test_a_reset_voids_the_chunk_in_progress(ros: Any, tmp_path: Path) -> None:
@@ -339,7 +341,7 @@ def test_a_reset_voids_the_chunk_in_progress(ros: Any, tmp_path: Path) -> None:
 def test_what_nobody_foresaw_ends_the_node(ros: Any, tmp_path: Path) -> None:
     """A dead inference thread behind a live node would be a policy that is silent for ever."""
 
-    def fail(_observation: Observation, _rng: np.random.Generator) -> ActionChunk:
+    def fail(_observation: Observation, _rng: np.random.Generator, _prefix: Any) -> ActionChunk:
         raise ZeroDivisionError("a defect")
 
     stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny").folder)
@@ -421,3 +423,45 @@ def test_the_executable_says_it_in_one_line(tmp_path: Path) -> None:
     assert result.returncode == EXIT_USER_ERROR
     assert "there is no manifest.json" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_chunk_continues_the_commands_that_go_on_meanwhile(ros: Any, tmp_path: Path, follows: bool) -> None:
+    """The artifact's own chunks are all one ramp; a chunk that continues another begins with the other's rows."""
+    target = rest_target() + 0.0005 * np.arange(50)[:, None]
+    stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny", target=target, prefix=8).folder)
+    stack.active()
+    stack.calibrate()
+    stack.observe(100)
+    first = stack.wait_for_chunks(1)
+    stack.advance(124)
+    stack.command(124, first.actions[24 if follows else 0])
+    stack.observe(125)
+    second = stack.wait_for_chunks(2)
+    count = stack.policy._committed.delay_steps
+    assert 1 <= count <= 8
+    expected = target.copy()
+    if follows:
+        expected[:count] = first.actions[25 : 25 + count]
+    np.testing.assert_allclose(second.actions, expected, atol=1e-4)
+
+
+def test_an_artifact_that_reads_the_cloud_gets_it(ros: Any, tmp_path: Path) -> None:
+    artifact = build_tiny_artifact(tmp_path / "tiny", gain=0.05, scene="cloud", fusion=FusionConfig(max_points=100))
+    stack = Stack(ros, artifact.folder)
+    stack.active()
+    stack.calibrate()
+    publisher = advertise(stack.node, CLOUD)
+    ros.spin_until(lambda: publisher.get_subscription_count(), what="discovery")
+    points = np.full((60, 3), 0.5, np.float32)
+    stack.advance(100)
+    stack.joints.publish(joint_state_message(REST_POSE, 100 * T))
+    publisher.publish(cloud_message(points, 100 * T, WORLD_FRAME))
+    stack.show(100)
+    chunk = stack.wait_for_chunks(1)
+    history, joints = np.zeros((50, 14), np.float32), REST_POSE.astype(np.float32)
+    seen = Observation(0, np.full(TILED_SHAPE, 0.9, np.float32), {}, joints, history, points)
+    expected = PolicyRuntime(artifact, threads=1).infer(seen, episode_noise(0))
+    np.testing.assert_array_equal(chunk.actions, expected.actions)
+    other = PolicyRuntime(artifact, threads=1).infer(replace(seen, cloud=2 * points), episode_noise(0))
+    assert np.abs(other.actions - expected.actions).max() > 1e-3

@@ -42,6 +42,11 @@ def test_round_trip(folder: Path) -> None:
     assert again.rgb_cameras == ()
 
 
+def test_an_older_artifact_lacks_what_came_later(folder: Path) -> None:
+    edit(folder, lambda m: m.pop("prefix"))
+    assert Artifact.load(folder).manifest.prefix == 0
+
+
 def test_the_manifest_itself_may_be_named(folder: Path) -> None:
     assert Artifact.load(folder / MANIFEST_NAME).folder == folder
 
@@ -56,6 +61,8 @@ MISMATCHES = [
     (lambda m: m.update(cameras={}), ["cameras are []", "front_left"]),
     (lambda m: m["cameras"].update(top=m["cameras"]["front_left"]), ["'top'", "wrist_left"]),
     (lambda m: m.update(rgb={"height": 60, "width": 80}), ["rgb", "give both or none"]),
+    (lambda m: m.update(prefix=50), ["prefix is 50", "0 to 49"]),
+    (lambda m: m.update(prefix="long"), ["manifest.prefix is 'long'", "int"]),
     (lambda m: m.update(colour=True), ["unknown keys ['colour']"]),
     (lambda m: m.pop("normalization"), ["lacks the keys ['normalization']"]),
     (lambda m: m["normalization"].pop("proprio_std"), ["normalization lacks the keys ['proprio_std']"]),

@@ -8,7 +8,7 @@ import pytest
 from clamp_ros.contract.errors import ContractError
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS, NUM_JOINTS
 from clamp_ros.contract.views import TILED_SHAPE
-from clamp_ros.policy.assembly import VIEWS, ObservationAssembler
+from clamp_ros.policy.assembly import CLOUD, VIEWS, ObservationAssembler
 
 T = CONTROL_PERIOD_NS
 TIMEOUT_NS = 500_000_000
@@ -39,6 +39,18 @@ def test_an_observation_is_complete_when_every_part_is_there() -> None:
     np.testing.assert_allclose(observation.joint_positions, 0.5, rtol=1e-6)
     np.testing.assert_array_equal(observation.colors["front_left"], COLOR)
     assert assembler.take() is None  # once
+
+
+def test_the_cloud_is_waited_for_where_it_is_asked_for() -> None:
+    assembler = ObservationAssembler([], TIMEOUT_NS, cloud=True)
+    assembler.add_joints(5 * T, joints(0.0))
+    assembler.add_image(VIEWS, 5 * T, views(1.0), 0)
+    assert assembler.take() is None
+    points = np.ones((7, 3), np.float32)
+    assembler.add_image(CLOUD, 5 * T, points, 1)
+    observation = assembler.take()
+    assert observation is not None and observation.cloud is not None and not observation.colors
+    np.testing.assert_array_equal(observation.cloud, points)
 
 
 def test_history_begins_with_the_first_observation() -> None:

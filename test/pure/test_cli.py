@@ -82,7 +82,8 @@ heavy = {"numpy", "mujoco", "torch", "rclpy", "onnxruntime", "numba", "cv2"} & s
 assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("up", "demo", "preflight", "calibrate", "teleop", "stop", "record", "bag", "replay", "demos", "eval", "report", "info", "train"):
+    for command in ("up", "teleop", "keys", "demo", "calibrate", "preflight", "demos", "train", "stop", "record", "bag",
+                    "replay", "eval", "report", "info"):  # fmt: skip
         assert f"\n    {command}" in out
 
 

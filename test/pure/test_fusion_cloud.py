@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from clamp_ros.contract.errors import ConfigError, ContractError
 from clamp_ros.contract.views import FusionConfig
-from clamp_ros.fusion.cloud import CloudFuser, DepthFrame, pad_cloud
+from clamp_ros.fusion.cloud import CloudFuser, DepthFrame
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.geometry.transforms import look_at, make
+from clamp_ros.policy.preprocess import pad_cloud
 
 CONFIG = FusionConfig()
 ONE_PIXEL = Pinhole(1, 1, 1.0, 1.0, 0.0, 0.0)

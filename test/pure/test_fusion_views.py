@@ -17,11 +17,12 @@ from numba.core import config
 
 from clamp_ros.contract.errors import ContractError
 from clamp_ros.contract.views import NUM_VIEWS, TILED_SHAPE, VIEW_SIZE, WORLD_FRAME, FusionConfig, ViewSpec
-from clamp_ros.fusion.cloud import CloudFuser, pad_cloud
+from clamp_ros.fusion.cloud import CloudFuser
 from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.fusion.threads import choose_threading_layer
 from clamp_ros.fusion.views import ViewRenderer, world_from_views
 from clamp_ros.geometry.transforms import apply, axis_angle, invert, make
+from clamp_ros.policy.preprocess import pad_cloud
 
 CONFIG = FusionConfig()
 GRIPPERS = fusion_scene.gripper_poses()

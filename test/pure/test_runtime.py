@@ -165,3 +165,33 @@ def test_bad_settings(tmp_path: Path) -> None:
         PolicyRuntime(artifact, inference_steps=101)
     with pytest.raises(ConfigError, match="threads is -1"):
         PolicyRuntime(artifact, threads=-1)
+
+
+def test_a_chunk_begins_with_what_is_committed(tmp_path: Path) -> None:
+    runtime = PolicyRuntime(build_tiny_artifact(tmp_path / "tiny", target=moving_target(), prefix=6), threads=1)
+    prefix = np.tile(REST_POSE, (4, 1)) + 0.01
+    chunk = runtime.infer(observation(), np.random.default_rng(0), prefix)
+    np.testing.assert_allclose(chunk.actions[:4], prefix, atol=1e-6)
+    np.testing.assert_allclose(chunk.actions[4:], moving_target()[4:], atol=1e-4)
+    np.testing.assert_allclose(infer(runtime, observation()), moving_target(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "says"),
+    [
+        (np.zeros((7, NUM_JOINTS)), "7 actions; this policy was trained to continue 6"),
+        (np.zeros((2, 13)), r"prefix is \(2, 13\)"),
+        (np.full((2, NUM_JOINTS), np.nan), "finite"),
+    ],
+)
+def test_a_prefix_that_cannot_be_continued_is_refused(tmp_path: Path, prefix: np.ndarray, says: str) -> None:
+    runtime = PolicyRuntime(build_tiny_artifact(tmp_path / "tiny", prefix=6), threads=1)
+    with pytest.raises(ContractError, match=says):
+        runtime.infer(observation(), np.random.default_rng(0), prefix)
+
+
+def test_the_network_must_read_the_prefix_that_the_manifest_promises(tmp_path: Path) -> None:
+    artifact = build_tiny_artifact(tmp_path / "tiny")
+    write_manifest(artifact.folder, replace(artifact.manifest, prefix=6))
+    with pytest.raises(ArtifactError, match=r"denoise\.onnx has inputs .*asks for .*'prefix'"):
+        PolicyRuntime(Artifact.load(artifact.folder), threads=1)

@@ -104,6 +104,15 @@ def differences(a: Any, b: Any, where: str = "") -> set[str]:
         ("ablation_decoder_only", "clamp_paper_finetune", {"training.initial"}),
         ("ablation_pooled_features", "clamp_paper_finetune", {"policy.tokens"}),
         ("ablation_encoders_only", "clamp_paper_finetune", {"training.learning_rate"}),
+        ("ablation_dome_views", "clamp_paper_finetune", {"fusion.views", "fusion.view_px", "image.tiles"}),
+        ("ablation_dp3", "clamp_paper_finetune", {"image.encoder"}),
+        ("ablation_cartesian", "clamp_paper_finetune", {"policy.actions"}),
+        ("ablation_relative_cartesian", "clamp_paper_finetune", {"policy.actions"}),
+        ("ablation_act", "clamp_paper_finetune", {"policy.kind"}),
+        ("baseline_act", "baseline_aloha_unleashed", {"policy.kind"}),
+        ("baseline_act_pretrained", "baseline_aloha_unleashed_pretrained", {"policy.kind"}),
+        ("baseline_act_encoders_only", "ablation_encoders_only", {"policy.kind"}),
+        ("variant_realtime_chunking", "clamp_paper_finetune", {"policy.prefix"}),
         ("baseline_aloha_unleashed", "clamp_paper_policy", set()),
         ("baseline_aloha_unleashed_pretrained", "clamp_paper_finetune", {"policy.tokens"}),
     ],
@@ -116,7 +125,8 @@ def test_an_ablation_changes_one_thing(name: str, base: str, changes: set[str]) 
 def test_every_ablation_file_is_tested() -> None:
     marks = test_an_ablation_changes_one_thing.pytestmark  # type: ignore[attr-defined]
     names = {case[0] for mark in marks for case in mark.args[1]}
-    assert names == {p.stem for p in config.CONFIGS.glob("*.yaml") if p.stem.startswith(("ablation", "baseline"))}
+    kinds = ("ablation", "baseline", "variant")
+    assert names == {p.stem for p in config.CONFIGS.glob("*.yaml") if p.stem.startswith(kinds)}
 
 
 def test_bases_are_checked(tmp_path: Path) -> None:

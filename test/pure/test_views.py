@@ -54,7 +54,7 @@ def test_settings_survive_json() -> None:
     [
         {"voxel_m": 0.0}, {"voxel_m": float("nan")}, {"max_points": 0}, {"depth_min_m": 3.0}, {"depth_min_m": 0.0},
         {"crop_min_m": (1.0, 0.0, 0.0)}, {"footprint_m": -0.001}, {"footprint_max_px": 9}, {"near_m": 0.0},
-        {"views": PAPER_VIEWS[:4]}, {"views": (PAPER_VIEWS[0],) * NUM_VIEWS},
+        {"views": ()}, {"views": (PAPER_VIEWS[0],) * NUM_VIEWS}, {"view_px": 8},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:

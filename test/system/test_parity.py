@@ -39,7 +39,7 @@ class Listener:
     def __init__(self) -> None:
         self.seen: list[Observation] = []
 
-    def infer(self, observation: Observation, _rng: np.random.Generator) -> ActionChunk:
+    def infer(self, observation: Observation, _rng: np.random.Generator, _prefix: Any) -> ActionChunk:
         self.seen.append(observation)
         return ActionChunk(observation.stamp_ns, np.zeros((50, 14)))
 

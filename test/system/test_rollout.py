@@ -8,6 +8,7 @@ from tiny_artifact import build_tiny_artifact
 
 from clamp_ros.contract.observation import ActionChunk
 from clamp_ros.contract.robot import CHUNK_SIZE, CONTROL_PERIOD_NS
+from clamp_ros.contract.views import FusionConfig
 from clamp_ros.rollout import Rollout, RolloutConfig
 from clamp_ros.sim.experts import make_expert
 
@@ -20,8 +21,10 @@ class Oracle:
     def __init__(self, world) -> None:
         self._world = world
         self.observations = []
+        self.prefixes = []
 
-    def infer(self, observation, rng) -> ActionChunk:
+    def infer(self, observation, rng, prefix) -> ActionChunk:
+        self.prefixes.append(prefix)
         if observation.stamp_ns == 0:
             self._plan = make_expert(self._world, np.random.default_rng(0)).plan
         self.observations.append(observation)
@@ -69,3 +72,29 @@ def test_the_same_seed_gives_the_same_episode(rollout, monkeypatch):
     for _ in range(2):
         rollout.play(5, lambda r: r.world.time_ns == 2_000_000_000 and states.append(r.world.get_state()))
     assert np.array_equal(states[0], states[1])
+
+
+def test_what_is_sent_meanwhile_is_given_to_a_policy_that_continues_it(tmp_path, monkeypatch):
+    artifact = build_tiny_artifact(tmp_path / "tiny", prefix=8)
+    rollout = Rollout(artifact, TASK, RolloutConfig(look="primitive", latency_ticks=4), threads=1)
+    oracle = Oracle(rollout.world)
+    monkeypatch.setattr(rollout, "_runtime", oracle)
+    assert rollout.play(1).success
+    ticks = [o.stamp_ns // CONTROL_PERIOD_NS for o in oracle.observations]
+    assert len(oracle.prefixes[0]) == 0
+    for tick, prefix in list(zip(ticks, oracle.prefixes, strict=True))[2:5]:
+        assert np.array_equal(prefix, oracle._plan[tick : tick + 4])
+
+
+def test_a_policy_that_reads_the_cloud_sees_what_the_views_are_rendered_from(tmp_path, monkeypatch):
+    fusion = FusionConfig(max_points=20_000)
+    artifact = build_tiny_artifact(tmp_path / "tiny", scene="cloud", fusion=fusion)
+    rollout = Rollout(artifact, TASK, RolloutConfig(look="primitive"), threads=1)
+    oracle = Oracle(rollout.world)
+    monkeypatch.setattr(rollout, "_runtime", oracle)
+    monkeypatch.setattr(rollout.world.task, "max_seconds", 0.1)
+    rollout.play(1)
+    cloud, views = oracle.observations[0].cloud, oracle.observations[0].views
+    assert 1000 < len(cloud) <= 20_000
+    shown = {tuple(point) for point in views[views[..., 0] > 0][::97, 1:]}
+    assert shown <= {tuple(point) for point in cloud}

@@ -15,7 +15,9 @@ import yaml
 
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.robot import CHUNK_SIZE
 from clamp_ros.contract.views import NUM_VIEWS, FusionConfig
+from clamp_ros.policy.cartesian import ACTION_SPACES
 from clamp_ros.policy.diffusion import DiffusionSchedule
 
 
@@ -28,11 +30,14 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 class ImageEncoderConfig:
     """ViT over the tiled views (paper: B/16). `string_scale` multiplies metres before STRING's frequencies.
 
+    `encoder` 'dp3' puts a PointNet over the cloud in its place (Table III), of layers `points` and the same width.
     `tiles` are the views that are looked at, by their place in the tile: (0, 1, 2) leaves the wrist views out.
     `checkpoint` recomputes every layer in the backward pass in place of keeping it: a third slower, and a batch takes
     a fraction of the memory.
     """
 
+    encoder: str = "vit"
+    points: tuple[int, ...] = (64, 128, 256)
     patch: int = 16
     width: int = 768
     depth: int = 12
@@ -45,8 +50,9 @@ class ImageEncoderConfig:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tiles or len(set(self.tiles)) != len(self.tiles) or not set(self.tiles) <= set(range(NUM_VIEWS)):
-            raise ConfigError(f"image.tiles is {list(self.tiles)}, expected different numbers of 0 to {NUM_VIEWS - 1}")
+        _one_of("image.encoder", self.encoder, ("vit", "dp3"))
+        if not self.points or min(self.points) < 1:
+            raise ConfigError(f"image.points is {list(self.points)}, expected one or more positive widths")
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,32 @@ class RgbConfig:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """The diffusion policy's Transformer (paper: 4 + 7 layers, 8 heads, feed-forward 3200, dropout 0.1).
+class ActConfig:
+    """ACT's latent and the weight of its KL divergence (arXiv 2304.13705, Table III: 32 and 10)."""
 
+    latent: int = 32
+    kl_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.latent < 1:
+            raise ConfigError(f"policy.act.latent is {self.latent}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy's Transformer (paper: 4 + 7 layers, 8 heads, feed-forward 3200, dropout 0.1).
+
+    `kind` is 'diffusion', the paper's, or its baseline 'act'. `actions` are 'joint' targets, the paper's, or poses of
+    the grippers (Table IV): 'cartesian' or 'relative_cartesian', to where they are at the observation.
     `tokens` says what it reads of the CLAMP encoders: 'unpooled' tokens; the 'pooled' embeddings (Table IV); or 'none',
     which is ALOHA Unleashed, and how the policy is pretrained (Section III-C: in parallel with the encoders).
+    `prefix` trains it to continue as many as that of actions that are committed already, for real-time chunking
+    (arXiv 2512.05964): a chunk's first d actions, d random from 0 to `prefix`, are given clean. The paper has none (0).
     """
 
+    kind: str = "diffusion"
+    actions: str = "joint"
+    act: ActConfig = field(default_factory=ActConfig)
     width: int = 768
     heads: int = 8
     encoder_layers: int = 4
@@ -118,10 +143,17 @@ class PolicyConfig:
     mlp: int = 3200
     dropout: float = 0.1
     tokens: str = "unpooled"
+    prefix: int = 0
     rgb: RgbConfig = field(default_factory=RgbConfig)
 
     def __post_init__(self) -> None:
         _one_of("policy.tokens", self.tokens, ("unpooled", "pooled", "none"))
+        _one_of("policy.kind", self.kind, ("diffusion", "act"))
+        _one_of("policy.actions", self.actions, ACTION_SPACES)
+        if self.kind == "act" and self.prefix:
+            raise ConfigError(f"policy.prefix is {self.prefix}, but ACT does not continue actions; set 0")
+        if not 0 <= self.prefix < CHUNK_SIZE:
+            raise ConfigError(f"policy.prefix is {self.prefix}, expected 0 to {CHUNK_SIZE - 1}")
 
 
 @dataclass(frozen=True)
@@ -244,6 +276,9 @@ class Experiment:
         missing = set(self.policy.rgb.cameras) - set(self.cameras)
         if missing:
             raise ConfigError(f"policy.rgb.cameras names {sorted(missing)}, which are not among cameras {self.cameras}")
+        views, tiles = len(self.fusion.views), self.image.tiles
+        if not tiles or len(set(tiles)) != len(tiles) or not set(tiles) <= set(range(views)):
+            raise ConfigError(f"image.tiles is {list(tiles)}, expected different numbers of 0 to {views - 1}")
         if not 0.0 <= self.history_fill <= 1.0:
             raise ConfigError(f"history_fill is {self.history_fill}, expected 0 to 1")
         if self.training.unfreeze and self.policy.tokens == "none":

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
-from clamp_ros.contract.views import TILED_SHAPE
 from clamp_ros.policy.artifact import CameraSpec, DiffusionSpec, Manifest, RgbSpec, write_manifest
+from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import Experiment
-from clamp_training.networks.image import ImageEncoder, ImageTokens
+from clamp_training.networks.act import ActPolicy
+from clamp_training.networks.build import Policy, new_policy
+from clamp_training.networks.image import ImageTokens
 from clamp_training.networks.policy import Context, DiffusionPolicy
 from clamp_training.pretrain import Encoders, load_encoders
 from clamp_training.store import Store
@@ -46,12 +48,12 @@ class EncodersGraph(nn.Module):
         self.action = None if encoders is None else encoders.action
         self.tokens = tokens
 
-    def forward(self, views: Tensor, action_history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image tokens, which of them are valid, and action tokens."""
+    def forward(self, scene: Tensor, action_history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image tokens, which of them are valid, and action tokens; `scene` is the views, or DP3's cloud."""
         if self.image is None or self.action is None:
             nothing = 0.0 * action_history[..., :1]
-            return nothing[:, :1], views[:, :1, 0, 0] < -1.0, nothing
-        image, action = self.image(views), self.action(action_history)
+            return nothing[:, :1], scene.flatten(1)[:, :1] < -1e9, nothing
+        image, action = self.image(scene), self.action(action_history)
         if self.tokens == "pooled":
             only = pooled_tokens(self.image.pooled(image))
             return only.tokens, only.valid, self.action.pooled(action)[:, None].repeat(1, CHUNK_SIZE, 1)
@@ -63,7 +65,7 @@ class ContextGraph(nn.Module):
 
     index: Tensor
 
-    def __init__(self, policy: DiffusionPolicy, tokens: int) -> None:
+    def __init__(self, policy: Policy, tokens: int) -> None:
         super().__init__()
         self.policy = policy
         self.register_buffer("index", torch.arange(tokens)[None], persistent=False)
@@ -83,17 +85,35 @@ class ContextGraph(nn.Module):
 
 
 class DenoiseGraph(nn.Module):
-    """denoise.onnx."""
+    """denoise.onnx; a policy that continues committed actions reads how many as well."""
 
     def __init__(self, policy: DiffusionPolicy) -> None:
         super().__init__()
         self.policy = policy
 
     def forward(
-        self, noisy_actions: Tensor, step: Tensor, keys: Tensor, values: Tensor, memory_valid: Tensor
+        self,
+        noisy_actions: Tensor,
+        step: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        memory_valid: Tensor,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """The predicted noise."""
-        return self.policy.denoise(noisy_actions, step, Context(keys, values, memory_valid))
+        return self.policy.denoise(noisy_actions, step, Context(keys, values, memory_valid), prefix)
+
+
+class DecodeGraph(nn.Module):
+    """decode.onnx: the chunk of a policy that answers at once."""
+
+    def __init__(self, policy: ActPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, keys: Tensor, values: Tensor, memory_valid: Tensor) -> Tensor:
+        """The normalised chunk."""
+        return self.policy.actions(Context(keys, values, memory_valid))
 
 
 def strip(path: Path) -> None:
@@ -170,28 +190,38 @@ def export(
         if encoders_path is None:
             raise ArtifactError(f"policy.tokens is {experiment.policy.tokens!r}: give --encoders")
         encoders, pretraining = load_encoders(encoders_path, experiment)
-    tokens = ImageEncoder.count_tokens(experiment.image)
-    policy = DiffusionPolicy(experiment.policy, experiment.diffusion, tokens)
+    policy = new_policy(experiment)
     metadata = checkpoint.load(policy_path, {"policy": policy})
     policy = policy.eval()
     normalization = Normalization(**metadata["normalization"])
+    cartesian = CartesianActions(**metadata["cartesian"]) if "cartesian" in metadata else None
+    if (cartesian is None) != (experiment.policy.actions == "joint"):
+        raise ArtifactError(f"policy.actions is {experiment.policy.actions!r}, {policy_path} was trained otherwise")
 
     out.mkdir(parents=True, exist_ok=True)
     rgb = experiment.policy.rgb
     generator = torch.Generator().manual_seed(0)
-    views = torch.zeros(1, *TILED_SHAPE)
-    views[:, 40:180, 100:900] = torch.rand(1, 140, 800, 4, generator=generator)
+    reads_cloud = experiment.image.encoder == "dp3" and encoders is not None
+    if reads_cloud:
+        scene = torch.zeros(1, experiment.fusion.max_points, 3)
+        scene[:, : experiment.fusion.max_points // 2] = torch.rand(1, experiment.fusion.max_points // 2, 3)
+    else:
+        height, width, _ = experiment.fusion.tiled_shape
+        scene = torch.zeros(1, height, width, 4)
+        top, left = height // 6, width // 10
+        seen = scene[:, top : height - top, left : width - left]
+        seen.copy_(torch.rand(seen.shape, generator=generator))
     history = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
     encoders_graph = EncodersGraph(encoders, experiment.policy.tokens)
     _export(
         encoders_graph,
-        (views, history),
+        (scene, history),
         out / "encoders.onnx",
-        ["views", "action_history"],
+        ["cloud" if reads_cloud else "views", "action_history"],
         ["image_tokens", "image_valid", "action_tokens"],
     )
     with torch.no_grad():
-        image_tokens, image_valid, action_tokens = encoders_graph(views, history)
+        image_tokens, image_valid, action_tokens = encoders_graph(scene, history)
     proprio = torch.randn(1, NUM_JOINTS, generator=generator)
     colours = [torch.rand(1, 3, rgb.height, rgb.width, generator=generator) for _ in rgb.cameras]
     context_graph = ContextGraph(policy, image_tokens.shape[1])
@@ -204,16 +234,15 @@ def export(
     )
     with torch.no_grad():
         keys, values, valid = context_graph.eval()(image_tokens, image_valid, action_tokens, proprio, colours)
-    noisy = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
-    _export(
-        DenoiseGraph(policy),
-        (noisy, torch.tensor([3]), keys, values, valid),
-        out / "denoise.onnx",
-        ["noisy_actions", "step", "keys", "values", "memory_valid"],
-        ["noise"],
-    )
-
-    sampling = {key: value for key, value in vars(experiment.diffusion).items() if key != "parametrization"}
+    memory, names = (keys, values, valid), ["keys", "values", "memory_valid"]
+    if isinstance(policy, ActPolicy):
+        _export(DecodeGraph(policy), memory, out / "decode.onnx", names, ["actions"])
+    else:
+        _export_denoiser(policy, memory, out / "denoise.onnx")
+    sampling = None
+    if experiment.policy.kind == "diffusion":
+        kept = {key: value for key, value in vars(experiment.diffusion).items() if key != "parametrization"}
+        sampling = DiffusionSpec(**kept)
     pinholes = dict(zip(store.cameras, store.episodes[0].pinholes, strict=True))
     parameters = {
         "image_encoder": count_parameters(encoders.image) if encoders else 0,
@@ -228,7 +257,10 @@ def export(
         rgb=RgbSpec(rgb.height, rgb.width) if rgb.cameras else None,
         fusion=experiment.fusion,
         normalization=normalization,
-        diffusion=DiffusionSpec(**sampling),
+        diffusion=sampling,
+        prefix=experiment.policy.prefix,
+        scene="cloud" if reads_cloud else "views",
+        cartesian=cartesian,
         files={},
         training={
             **training,
@@ -280,6 +312,15 @@ def _run_folder(policy: Path) -> Path:
     return folder.parent if folder.name == KEPT else folder
 
 
+def _export_denoiser(policy: DiffusionPolicy, memory: tuple[Tensor, ...], path: Path) -> None:
+    noisy = torch.randn(1, CHUNK_SIZE, policy.action_width, generator=torch.Generator().manual_seed(1))
+    inputs, names = [noisy, torch.tensor([3]), *memory], ["noisy_actions", "step", "keys", "values", "memory_valid"]
+    if policy.config.prefix:
+        inputs.append(torch.tensor([policy.config.prefix]))
+        names.append("prefix")
+    _export(DenoiseGraph(policy), tuple(inputs), path, names, ["noise"])
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable and frozen parameters."""
     return sum(p.numel() for p in module.parameters())
@@ -298,6 +339,13 @@ def _table(rows: Sequence[tuple[str, Any]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 
 
+def _image_encoder(image: dict[str, Any]) -> str:
+    if image.get("encoder") == "dp3":
+        return f"DP3, PointNet of {image['points']}, width {image['width']}"
+    string = "on" if image["string"] else "off"
+    return f"ViT, patch {image['patch']}, width {image['width']}, {image['depth']} layers, Cayley-STRING {string}"
+
+
 def model_card(manifest: Manifest) -> str:
     """The model card in Markdown, from the manifest alone."""
     experiment = manifest.training["experiment"]
@@ -307,18 +355,19 @@ def model_card(manifest: Manifest) -> str:
     rows = [
         ("task", manifest.task),
         ("cameras", ", ".join(f"{n} {c.width}x{c.height}" for n, c in manifest.cameras.items())),
-        ("image encoder", f"ViT, patch {image['patch']}, width {image['width']}, {image['depth']} layers, "
-         f"Cayley-STRING {'on' if image['string'] else 'off'}, {parameters['image_encoder']:,} parameters"),
+        ("image encoder", f"{_image_encoder(image)}, {parameters['image_encoder']:,} parameters"),
         ("action encoder", f"{experiment['action']['depth']} layers, {parameters['action_encoder']:,} parameters"),
-        ("policy", f"{policy['encoder_layers']} + {policy['decoder_layers']} layers, width {policy['width']}, "
-         f"{parameters['policy']:,} parameters"),
+        ("policy", f"{policy.get('kind', 'diffusion')}, {policy['encoder_layers']} + "
+         f"{policy['decoder_layers']} layers, width {policy['width']}, "
+         f"actions {policy.get('actions', 'joint')}, {parameters['policy']:,} parameters"),
         ("encoder pretraining", f"{steps['encoders']:,} of {encoders['steps']:,} steps of {encoders['batch']}, "
          f"learning rate {encoders['learning_rate']}, grounding weight {encoders['grounding']}, "
          f"seed {encoders['seed']}"),
         ("policy training", f"{steps['policy']:,} of {training['steps']:,} steps of {training['batch']} x "
          f"{training['draws']} noise draws, learning rate {training['learning_rate']}, EMA {training['ema']}, "
          f"seed {training['seed']}"),
-        ("sampler", f"{diffusion['sampler']}, {diffusion['inference_steps']} of {diffusion['train_steps']} steps, "
+        ("sampler", "none: a chunk at once" if manifest.diffusion is None else
+         f"{diffusion['sampler']}, {diffusion['inference_steps']} of {diffusion['train_steps']} steps, "
          f"{diffusion['parametrization']} parametrization"),
     ]  # fmt: skip
     seeds = manifest.training.get("seeds")

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clamp_ros.fusion.pipeline import Fusion
+from clamp_training.config import Experiment
 from clamp_training.loop import prefetched
-from clamp_training.networks.image import ImageEncoder, ImageTokens
+from clamp_training.networks.build import SceneEncoder
+from clamp_training.networks.image import ImageTokens
 from clamp_training.processes import ALONE, Processes
 from clamp_training.store import Store
 
@@ -44,9 +46,20 @@ class ImageFeatures:
         return ImageTokens(torch.from_numpy(tokens), torch.from_numpy(valid), torch.from_numpy(index))
 
 
+def scenes(store: Store, rows: NDArray[np.int64], fusion: Fusion, experiment: Experiment) -> torch.Tensor:
+    """What the experiment's image encoder reads of some rows: tiled views (B, h, w, 4), or for DP3 clouds (B, N, 3)."""
+    read = store.cloud if experiment.image.encoder == "dp3" else store.views
+    return torch.from_numpy(np.stack([read(int(row), fusion) for row in rows]))
+
+
 @torch.no_grad()
 def extract(
-    encoder: ImageEncoder, store: Store, fusion: Fusion, processes: Processes = ALONE, batch: int = 16
+    encoder: SceneEncoder,
+    experiment: Experiment,
+    store: Store,
+    fusion: Fusion,
+    processes: Processes = ALONE,
+    batch: int = 16,
 ) -> ImageFeatures:
     """Renders and encodes every row of a store: each process its share, and all get all."""
     encoder = encoder.for_inference().to(processes.device)
@@ -57,7 +70,7 @@ def extract(
     starts = range(0, len(mine), batch)
 
     def views(i: int) -> torch.Tensor:
-        return torch.from_numpy(np.stack([store.views(int(row), fusion) for row in mine[starts[i] :][:batch]]))
+        return scenes(store, mine[starts[i] :][:batch], fusion, experiment)
 
     prepared = prefetched(views, 0, len(starts))
     bar = tqdm(prepared, total=len(starts), desc="encoding views", unit="batch", disable=not processes.first)

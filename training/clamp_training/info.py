@@ -6,8 +6,7 @@ import torch
 
 from clamp_training.config import Experiment
 from clamp_training.networks.action import ActionEncoder
-from clamp_training.networks.image import ImageEncoder
-from clamp_training.networks.policy import DiffusionPolicy
+from clamp_training.networks.build import new_policy, scene_encoder
 from clamp_training.networks.text import TextEncoder
 
 PAPER_MILLIONS = {"image encoder": 94, "text encoder": 277, "action encoder": 18, "policy": 192}
@@ -17,12 +16,11 @@ PAPER_MILLIONS = {"image encoder": 94, "text encoder": 277, "action encoder": 18
 def parameter_counts(experiment: Experiment) -> dict[str, int]:
     """Parameters of each network; nothing is allocated."""
     with torch.device("meta"):
-        image = ImageEncoder(experiment.image)
         networks = {
-            "image encoder": image,
+            "image encoder": scene_encoder(experiment),
             "text encoder": TextEncoder(experiment.text),
             "action encoder": ActionEncoder(experiment.action),
-            "policy": DiffusionPolicy(experiment.policy, experiment.diffusion, image.num_tokens),
+            "policy": new_policy(experiment),
         }
     return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 

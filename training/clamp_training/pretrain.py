@@ -22,9 +22,11 @@ from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import Experiment
 from clamp_training.contrastive import SigmoidLoss, blockwise, recall
+from clamp_training.features import scenes
 from clamp_training.loop import Batch, Check, Loop, Part, cosine_warmup, rows_for_step
 from clamp_training.networks.action import ActionEncoder
-from clamp_training.networks.image import ImageEncoder, ImageTokens
+from clamp_training.networks.build import scene_encoder
+from clamp_training.networks.image import ImageTokens
 from clamp_training.networks.layers import Attention, Mlp, key_mask
 from clamp_training.networks.text import TextEncoder, Tokenizer
 from clamp_training.processes import ALONE, Processes, moved
@@ -60,7 +62,7 @@ class Encoders(nn.Module):
 
     def __init__(self, experiment: Experiment, objects: list[str]) -> None:
         super().__init__()
-        self.image = ImageEncoder(experiment.image)
+        self.image = scene_encoder(experiment)
         self.action = ActionEncoder(experiment.action)
         self.text = TextEncoder(experiment.text) if experiment.encoders.text else None
         self.loss = SigmoidLoss()
@@ -196,7 +198,7 @@ def pretrain(
         mine = rows[samples]
         out = {
             "rows": mine,
-            "views": torch.from_numpy(np.stack([store.views(int(r), fusion) for r in mine])),
+            "views": scenes(store, mine, fusion, experiment),
             "history": torch.from_numpy(past),
         }
         if settings.text:
@@ -307,7 +309,7 @@ def embed(
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(rows), 32):
         part = rows[start : start + 32]
-        views = torch.from_numpy(np.stack([store.views(int(r), fusion) for r in part])).to(device)
+        views = scenes(store, part, fusion, experiment).to(device)
         tokens = model.image(views, pack=True)
         out = {
             "image": F.normalize(model.image.pooled(tokens), dim=-1),

@@ -30,7 +30,7 @@ from clamp_ros.fusion.cloud import DepthFrame
 from clamp_ros.fusion.pipeline import Fusion
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.policy.history import ActionHistory, StampedVectors
-from clamp_ros.policy.preprocess import Normalization, resize_rgb
+from clamp_ros.policy.preprocess import Normalization, pad_cloud, resize_rgb
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode, JointSeries
 from clamp_ros.score.seeds import ranges
@@ -275,10 +275,14 @@ class Store:
         return out
 
     def views(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
-        """(224, 1120, 4) float32: the views the fusion node would publish at a row."""
+        """Tiled float32 (the paper's: (224, 1120, 4)): the views the fusion node would publish at a row."""
         e, t = self.rows[row]
         grippers = self.episodes[e].tensors["world_from_gripper"][t]
         return fusion.views(self.frames(row), dict(zip(ARMS, grippers, strict=True)))
+
+    def cloud(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
+        """(max_points, 3) float32: the cloud that the views are rendered from, padded with points at the origin."""
+        return pad_cloud(fusion.fuser.fuse(self.frames(row)), fusion.config.max_points)
 
     def text(self, row: int) -> str:
         """The privileged text of a row.

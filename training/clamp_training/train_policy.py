@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError
-from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
+from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, NUM_JOINTS
+from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
-from clamp_training.config import Experiment
-from clamp_training.features import ImageFeatures, extract
+from clamp_training.config import DiffusionConfig, Experiment
+from clamp_training.features import ImageFeatures, extract, scenes
 from clamp_training.loop import Check, Loop, Part, cosine_warmup, mean_gradients, rows_for_step
+from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.action import ActionEncoder
-from clamp_training.networks.image import ImageEncoder, ImageTokens
-from clamp_training.networks.policy import Context, DiffusionPolicy
+from clamp_training.networks.build import Policy, SceneEncoder, new_policy
+from clamp_training.networks.image import ImageTokens
+from clamp_training.networks.policy import Context
 from clamp_training.pretrain import (
     Encoders,
     fill_start,
@@ -38,7 +41,7 @@ class PolicyData:
     """Batches of a store for the policy: image tokens or views, colour, joints, history, actions.
 
     `encoders` are None where the policy reads nothing of them; their tokens are computed here, once, where the
-    experiment caches them.
+    experiment caches them. `cartesian` scales the actions of a policy that acts in poses.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class PolicyData:
         encoders: Encoders | None,
         normalization: Normalization,
         processes: Processes = ALONE,
+        cartesian: CartesianActions | None = None,
     ) -> None:
         self.experiment = experiment
         self.normalization = normalization
@@ -57,11 +61,16 @@ class PolicyData:
         if encoders is not None:
             self.fusion = new_fusion(experiment.fusion)
             if experiment.training.cache:
-                self.features = extract(encoders.image, store, self.fusion, processes)
+                self.features = extract(encoders.image, experiment, store, self.fusion, processes)
         self.joints = normalization.proprio(store.stacked("joint_positions"))
         self.history = store.stacked("history")
         self.firsts = first_commands(store)
-        self.actions = normalization.actions(store.stacked("actions"))
+        self.cartesian = cartesian
+        actions = store.stacked("actions")
+        if cartesian is None:
+            self.actions = normalization.actions(actions)
+        else:
+            self.actions = cartesian.encode(actions, store.stacked("joint_positions"))
         self.rgb = {camera: store.stacked(f"rgb_{camera}") for camera in experiment.policy.rgb.cameras}
 
     def batch(
@@ -83,14 +92,11 @@ class PolicyData:
                 corner = rng.random((len(rows), 2))[samples]
                 distorted = photometric(images, *(x[samples] for x in colour_changes(len(rows), rng)))
                 rgb[camera] = random_crop(distorted, self.experiment.policy.rgb.cropped, corner)
-            shape = (len(rows), settings.draws)
-            out["steps"] = torch.from_numpy(rng.integers(self.experiment.diffusion.train_steps, size=shape)[samples])
-            noise = rng.standard_normal((*shape, CHUNK_SIZE, NUM_JOINTS), dtype=np.float32)
-            out["noise"] = torch.from_numpy(noise[samples])
+            out |= self._drawn(len(rows), rng, samples)
         if self.features is not None:
             out["image"] = self.features.batch(mine)
         elif self.experiment.policy.tokens != "none":
-            out["views"] = torch.from_numpy(np.stack([self.store.views(int(r), self.fusion) for r in mine]))
+            out["views"] = scenes(self.store, mine, self.fusion, self.experiment)
         return {
             **out,
             "rows": mine,
@@ -99,6 +105,21 @@ class PolicyData:
             "rgb": rgb,
             "actions": torch.from_numpy(self.actions[mine]),
         }
+
+
+    def _drawn(self, count: int, rng: np.random.Generator, samples: slice) -> dict[str, Tensor]:
+        """The random numbers of the objective."""
+        policy = self.experiment.policy
+        if policy.kind == "act":
+            latent = rng.standard_normal((count, policy.act.latent), dtype=np.float32)
+            return {"latent": torch.from_numpy(latent[samples])}
+        shape = (count, self.experiment.training.draws)
+        steps = rng.integers(self.experiment.diffusion.train_steps, size=shape)
+        noise = rng.standard_normal((*shape, CHUNK_SIZE, self.actions.shape[2]), dtype=np.float32)
+        out = {"steps": torch.from_numpy(steps[samples]), "noise": torch.from_numpy(noise[samples])}
+        if policy.prefix:
+            out["prefix"] = torch.from_numpy(rng.integers(policy.prefix + 1, size=shape)[samples])
+        return out
 
 
 def colour_changes(count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -125,7 +146,7 @@ def random_crop(images: Tensor, size: tuple[int, int], corner: NDArray[np.float6
 class Objective(nn.Module):
     """A batch to the training objective (Section III-C): the policy, on encoders that are frozen or trained with it."""
 
-    def __init__(self, policy: DiffusionPolicy, encoders: Encoders | None, bf16: bool = False, unfreeze: bool = False):
+    def __init__(self, policy: Policy, encoders: Encoders | None, bf16: bool = False, unfreeze: bool = False):
         super().__init__()
         self.policy = policy
         self.encoders = nn.ModuleDict({} if encoders is None else {"image": encoders.image, "action": encoders.action})
@@ -141,11 +162,13 @@ class Objective(nn.Module):
 
     def context(self, data: dict[str, Any]) -> Context:
         """What the denoiser reads of a batch."""
-        image, history = self._tokens(data) if self.encoders else (None, None)
+        image, history = self._tokens(data)
         return self.policy.context(image, history, data["rgb"], data["proprio"])
 
-    def _tokens(self, data: dict[str, Any]) -> tuple[ImageTokens, Tensor]:
-        image_encoder = cast(ImageEncoder, self.encoders["image"])
+    def _tokens(self, data: dict[str, Any]) -> tuple[ImageTokens | None, Tensor | None]:
+        if not self.encoders:
+            return None, None
+        image_encoder = cast(SceneEncoder, self.encoders["image"])
         action_encoder = cast(ActionEncoder, self.encoders["action"])
         with torch.set_grad_enabled(self.unfreeze and torch.is_grad_enabled()):
             history = action_encoder(data["history"])
@@ -155,12 +178,9 @@ class Objective(nn.Module):
             return image, history
 
     def forward(self, data: dict[str, Any]) -> Tensor:
-        """The mean loss; each observation's noise samples share its context."""
-        draws = data["steps"].shape[1]
+        """The policy's mean loss."""
         with torch.autocast(data["actions"].device.type, torch.bfloat16, enabled=self.bf16):
-            clean = data["actions"].repeat_interleave(draws, dim=0)
-            context = self.context(data).repeat(draws)
-            return self.policy.noise_loss(clean, data["noise"].flatten(0, 1), data["steps"].flatten(), context)
+            return self.policy.loss(data, *self._tokens(data))
 
 
 def pooled_tokens(embedding: Tensor) -> ImageTokens:
@@ -247,13 +267,14 @@ def train_policy(
     if encoders_path is not None:
         encoders, metadata = load_encoders(encoders_path, experiment)
     normalization = agreed_normalization(store, encoders_path, initial, normalization)
-    data = PolicyData(experiment, store, encoders, normalization, processes)
+    cartesian = cartesian_actions(experiment, store, initial)
+    data = PolicyData(experiment, store, encoders, normalization, processes, cartesian)
     held_out = None
     if validation is not None:
-        held_out = PolicyData(experiment, validation, encoders, normalization, processes)
+        held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian)
 
     torch.manual_seed(settings.seed)
-    policy = DiffusionPolicy(experiment.policy, experiment.diffusion, ImageEncoder.count_tokens(experiment.image))
+    policy = new_policy(experiment)
     if initial is not None:
         start_from(policy, initial, settings.initial)
     share_batch_norms(policy, processes)
@@ -270,13 +291,17 @@ def train_policy(
     if settings.unfreeze:
         modules |= {"encoders": objective.encoders, "average_encoders": average.module.encoders}
 
+    loss_name = "noise_loss" if experiment.policy.kind == "diffusion" else "act_loss"
+
     def gradients(parts: list[Part], check: Check) -> dict[str, float]:
-        return {"noise_loss": mean_gradients(wrapped, parts, check, processes)["loss"]}
+        return {loss_name: mean_gradients(wrapped, parts, check, processes)["loss"]}
 
     exported = average.module if settings.ema > 0.0 else objective
 
     def save_weights(path: Path, steps: int) -> None:
         record = {"step": steps, "experiment": described, "normalization": statistics(normalization)}
+        if cartesian is not None:
+            record["cartesian"] = cartesian.to_dict()
         checkpoint.save(path, {"policy": exported.policy}, {**record, "seeds": store.seed_ranges()})
         if encoders is not None and settings.unfreeze:
             trained_too = copy.deepcopy(encoders)  # the run's own go on being trained
@@ -337,7 +362,25 @@ def agreed_normalization(
     return next(iter(found.values())) if found else store.normalization()
 
 
-def start_from(policy: DiffusionPolicy, initial: Path, part: str) -> None:
+def cartesian_actions(experiment: Experiment, store: Store, initial: Path | None) -> CartesianActions | None:
+    """The conversion of a policy that acts in poses, with the initial policy's statistics, or the store's.
+
+    Raises:
+        ArtifactError: the initial policy acts in another space.
+    """
+    space = experiment.policy.actions
+    if initial is not None:
+        found = checkpoint.metadata(initial)
+        if (before := found["experiment"]["config"]["policy"].get("actions", "joint")) != space:
+            raise ArtifactError(f"{initial} acts in {before!r}, policy.actions is {space!r}; pretrain it anew")
+        return CartesianActions(**found["cartesian"]) if "cartesian" in found else None
+    if space == "joint":
+        return None
+    actions, joints = store.stacked("actions"), store.stacked("joint_positions")
+    return CartesianActions.fit(space == "relative_cartesian", actions, joints)
+
+
+def start_from(policy: Policy, initial: Path, part: str) -> None:
     """Loads a pretrained policy: 'all' of it, or the 'decoder' alone, whose K/V projections of the latents included.
 
     Raises:
@@ -352,22 +395,38 @@ def start_from(policy: DiffusionPolicy, initial: Path, part: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, data: PolicyData, samples: int = 64) -> dict[str, float]:
-    """Held-out scalars: the mean absolute error of sampled chunks over their first 25 actions, in milliradians."""
-    objective.eval()
-    device = next(objective.policy.parameters()).device
-    diffusion = data.experiment.diffusion
-    schedule = diffusion.noise_schedule()
-    rows = np.random.default_rng(0).choice(data.rows, size=min(samples, data.rows), replace=False)
-    item = data.batch(rows)
-    context = objective.context(moved(item, device))
+def draw_chunks(policy: Policy, context: Context, diffusion: DiffusionConfig, seed: int = 0) -> NDArray[np.float32]:
+    """Normalised chunks (B, 50, A) of encoded observations, as on the robot."""
+    if isinstance(policy, ActPolicy):
+        return policy.actions(context).clamp(-1.0, 1.0).cpu().numpy()
+    count, device = len(context.valid), context.valid.device
 
     def denoise(noisy: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-        steps = torch.full((len(rows),), step, dtype=torch.int64, device=device)
-        return objective.policy.denoise(torch.from_numpy(noisy).to(device), steps, context).cpu().numpy()
+        steps = torch.full((count,), step, dtype=torch.int64, device=device)
+        return policy.denoise(torch.from_numpy(noisy).to(device), steps, context).cpu().numpy()
 
-    shape = (len(rows), CHUNK_SIZE, NUM_JOINTS)
-    chunk = sample(denoise, shape, np.random.default_rng(0), schedule, diffusion.inference_steps, diffusion.sampler)
+    return sample(
+        denoise, (count, CHUNK_SIZE, policy.action_width), np.random.default_rng(seed), diffusion.noise_schedule(),
+        diffusion.inference_steps, diffusion.sampler,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate(objective: Objective, data: PolicyData, samples: int = 64) -> dict[str, float]:
+    """Held-out scalars: the mean absolute error of sampled chunks over their first 25 actions.
+
+    In milliradians, of each instant's worst joint; for actions in poses in millimetres, of the grippers' positions.
+    """
+    objective.eval()
+    device = next(objective.policy.parameters()).device
+    rows = np.random.default_rng(0).choice(data.rows, size=min(samples, data.rows), replace=False)
+    item = data.batch(rows)
+    chunk = draw_chunks(objective.policy, objective.context(moved(item, device)), data.experiment.diffusion)
+    if data.cartesian is not None:
+        poses = data.cartesian.poses(np.stack([chunk, item["actions"].numpy()]))
+        positions = poses.reshape(*poses.shape[:3], len(ARMS), -1)[:, :, :25, :, :3]
+        off = np.linalg.norm(positions[0] - positions[1], axis=-1)
+        return {"held_out_gripper_error_mm": 1000.0 * float(off.mean())}
     truth = data.normalization.actions_inverse(item["actions"].numpy())
     error = np.abs(data.normalization.actions_inverse(chunk) - truth)[:, :25, [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]]
     return {"held_out_action_error_mrad": 1000.0 * float(error.max(axis=2).mean())}

@@ -59,15 +59,20 @@ def pack_indices(valid: Tensor) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Views (B, 224, 1120, 4) in metres to tokens and the pooled embedding."""
+    """Tiled views (B, h, h * views, 4) in metres to tokens and the pooled embedding.
+
+    Args:
+        config: sizes.
+        tiled: the views' shape; by default the paper's, (224, 1120, 4).
+    """
 
     looked_at: Tensor
 
-    def __init__(self, config: ImageEncoderConfig) -> None:
+    def __init__(self, config: ImageEncoderConfig, tiled: tuple[int, int, int] = TILED_SHAPE) -> None:
         super().__init__()
         self.config = config
-        height, width, channels = TILED_SHAPE
-        self.num_tokens = self.count_tokens(config)
+        height, width, channels = tiled
+        self.num_tokens = self.count_tokens(config, tiled)
         self.embed = nn.Linear(config.patch**2 * channels, config.width)
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
@@ -87,13 +92,13 @@ class ImageEncoder(nn.Module):
         self.register_buffer("looked_at", torch.isin(tiles, torch.tensor(config.tiles)), persistent=False)
 
     @staticmethod
-    def count_tokens(config: ImageEncoderConfig) -> int:
+    def count_tokens(config: ImageEncoderConfig, tiled: tuple[int, int, int] = TILED_SHAPE) -> int:
         """Patches of the full grid.
 
         Raises:
             ValueError: the patch does not divide a view.
         """
-        height, width, _ = TILED_SHAPE
+        height, width, _ = tiled
         if height % config.patch:
             raise ValueError(f"patch {config.patch} does not divide the views' {height} pixels")
         return (height // config.patch) * (width // config.patch)
