@@ -46,6 +46,7 @@ PATIENT: dict[str, Any] = {
         "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "drive_rad_s": 2.0},
         "law": {"leader_lost_s": 5.0, "take_s": 30.0, "align_s": 120.0},
         "command_timeout_s": 5.0,
+        "answer_s": 120.0,
     },
 }
 """Deadlines of a busy machine, and a robot that is quickly built."""
