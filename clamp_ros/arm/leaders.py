@@ -154,7 +154,7 @@ class Leaders:
             side.problem = str(error)
             self._stop.wait(_RETRY_S)
             return False
-        side.ready, side.answered_s = True, time.monotonic()
+        side.ready, side.answered_s, side.positions = True, time.monotonic(), side.arm.measured
         side.wish, side.motion, side.drive, side.settled = None, None, Drive.FREE, False
         return True
 

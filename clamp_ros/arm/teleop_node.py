@@ -57,7 +57,6 @@ _LEVELS = {
     State.FOLLOWING: DiagnosticStatus.OK,
     State.STOPPED: DiagnosticStatus.ERROR,
 }
-_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,9 @@ class TeleopNodeConfig:
         0.25, "a session ends when the control node has told the arms nothing for this long", unit="s",
         minimum=0.05, maximum=5.0,
     )  # fmt: skip
+    answer_s: float = param(
+        5.0, "how long the control node and the recorder may take to answer", unit="s", minimum=0.5, maximum=120.0
+    )
     record: bool = param(False, "each session is an episode of the recorder")
     realtime_priority: int = param(
         20, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
@@ -171,9 +173,9 @@ class TeleopNode(Node):
         if refusal is None:
             self._law.start(now_ns)
             self._started_ns = now_ns
-            self._select("teleop", self._law.fail)
+            self._select("teleop", self._give_up)
             if self._config.record:
-                self._ask(RECORD_START, Trigger.Request(), self._law.fail, self._on_recording)
+                self._ask(RECORD_START, Trigger.Request(), self._give_up, self._on_recording)
             self._tell()
         response.success, response.message = refusal is None, refusal or self._law.reason
         return response
@@ -218,6 +220,12 @@ class TeleopNode(Node):
         parameter = Parameter("source", value=source).to_parameter_msg()
         self._ask(CONTROL_PARAMETERS, SetParameters.Request(parameters=[parameter]), failed)
 
+    def _give_up(self, why: str) -> None:
+        if self._law.active:
+            self._law.fail(why)
+        else:
+            self._health.fault("refused", why)
+
     def _on_recording(self) -> None:
         if self._law.state is State.IDLE:  # it was ended before the recorder had begun
             self._ask(RECORD_DISCARD, Trigger.Request(), lambda why: self._health.fault("recorder", why))
@@ -241,16 +249,15 @@ class TeleopNode(Node):
 
         future = self._clients_of[service.name].call_async(request)
         future.add_done_callback(answered)
-        self._asked.append((future, time.monotonic() + _ANSWER_S, service, failed))
+        self._asked.append((future, time.monotonic() + self._config.answer_s, service, failed))
 
     def _watch(self) -> None:
         self._leaders.check()
         waiting = [asked for asked in self._asked if not asked[0].done()]
         late = [asked for asked in waiting if time.monotonic() > asked[1]]
         self._asked = [asked for asked in waiting if asked not in late]
-        for future, _, service, failed in late:
-            self._clients_of[service.name].remove_pending_request(future)
-            failed(f"{service.name} has not answered in {_ANSWER_S:g} s")
+        for _, _, service, failed in late:  # an answer that comes all the same is heard: the recorder may have begun
+            failed(f"{service.name} has not answered in {self._config.answer_s:g} s")
         problem = self._leaders.problem
         self._health.hold("leaders", problem)
         self._tell()

@@ -35,7 +35,7 @@ from clamp_ros.ros.run import interface_type, subscribe
 
 HELP = (
     "space (pedal): start, or stop and keep   s: stop and keep   f: stop, a failure   d: discard   "
-    "e: emergency stop   r: release it   q: quit"
+    "e: emergency stop   r: release it   q: no more keys"
 )
 _ANSWER_S = 5.0
 _CALLS: dict[str, tuple[Service, Any]] = {

@@ -1,0 +1,173 @@
+"""Sessions of teleoperation as a user starts them: emulated leaders on the wire, the simulation for the robot."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hardware_emulation.leaders import Hands, leader
+from hardware_emulation.servos import Emulator
+from std_srvs.srv import SetBool, Trigger
+from tiny_artifact import build_tiny_artifact
+
+from clamp_ros.bringup.session import START_TIMEOUT_S, Session
+from clamp_ros.contract.interfaces import (
+    CONTROL_SOURCE,
+    CONTROL_STATUS,
+    JOINT_COMMANDS,
+    JOINT_STATES,
+    LEADER_STATES,
+    RECORD_START,
+    RECORD_STOP,
+    TELEOP_START,
+    TELEOP_STATUS,
+    TELEOP_STOP,
+)
+from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.record import messages
+from clamp_ros.record.episode import Episode
+from clamp_ros.ros.convert import joints_from_message
+from clamp_ros.ros.run import subscribe
+
+TASK = "mug_on_plate_easy"
+TIMEOUT_S = 240.0
+RIGHT_WAIST = 7
+PATIENT: dict[str, Any] = {
+    "mujoco_node": {"look": "primitive"},
+    "control_node": {"stale_after_s": 1.0},
+    "teleop_node": {
+        "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "drive_rad_s": 2.0},
+        "law": {"leader_lost_s": 5.0, "take_s": 30.0, "align_s": 120.0},
+        "command_timeout_s": 5.0,
+        "answer_s": 120.0,
+    },
+}
+"""Deadlines of a busy machine, and a robot that is quickly built."""
+
+
+@pytest.fixture
+def leaders(tmp_path: Path) -> Iterator[list[str]]:
+    """Launch arguments that find two emulated leaders, whose hands swing the right waist."""
+    rows = np.tile(REST_POSE, (3000, 1))
+    rows[:, RIGHT_WAIST] = 0.3 * np.sin(np.arange(3000) * 0.02)
+    hands = Hands(rows)
+    buses = {arm: leader() for arm in ARMS}
+    for arm, bus in buses.items():
+        hands.take(arm, bus)
+        (tmp_path / f"leader_{arm}").symlink_to(bus.port)
+    sections = {name: {"ros__parameters": values} for name, values in PATIENT.items()}
+    config = tmp_path / "patient.yaml"
+    config.write_text(json.dumps(sections))  # JSON is YAML
+    with Emulator(*buses.values()):
+        found = [f"leaders:={tmp_path / 'leader'}", f"config:={config}"]
+        yield [*found, "record:=true", f"record_to:={tmp_path / 'bags'}"]
+
+
+def _bag(tmp_path: Path) -> Path:
+    (bag,) = (tmp_path / "bags").iterdir()
+    return bag
+
+
+def _sources(bag: Path) -> list[str]:
+    with Episode.open(bag) as episode:
+        kind = episode.topics[CONTROL_SOURCE.name].type
+        return [messages.decode(cdr, kind).frame_id for _, cdr in episode.messages(CONTROL_SOURCE.name)]
+
+
+def _no_jumps(bag: Path) -> None:
+    with Episode.open(bag) as episode:
+        rows = [messages.decode_joints(cdr)[:2] for _, cdr in episode.messages(JOINT_COMMANDS.name)]
+    elapsed_s = np.diff([stamp for stamp, _ in rows])[:, None] / 1e9
+    assert (np.abs(np.diff([pose for _, pose in rows], axis=0)) <= VELOCITY_LIMITS * elapsed_s + 1e-9).all()
+
+
+@pytest.mark.slow
+def test_a_person_takes_over_from_the_policy_and_hands_back(tmp_path, leaders):
+    target = np.tile(REST_POSE, (CHUNK_SIZE, 1))
+    target[:, 0] = 0.2 * np.sin(np.linspace(0.0, 4.0 * np.pi, CHUNK_SIZE))  # its left waist is never at rest
+    build_tiny_artifact(tmp_path / "tiny", target=target, task=TASK)
+    words = ["sim:=true", f"task:={TASK}", f"policy:={tmp_path / 'tiny'}", "takeover:=true", *leaders]
+    log = tmp_path / "log.txt"
+    with Session(words, log) as session:
+        said: dict[str, str] = {}
+        measured: list[np.ndarray] = []
+        subscribe(session.node, CONTROL_STATUS, lambda message: said.update(control=message.message))
+        subscribe(session.node, CONTROL_SOURCE, lambda message: said.update(source=message.frame_id))
+        subscribe(session.node, TELEOP_STATUS, lambda message: said.update(teleop=message.message))
+        subscribe(session.node, JOINT_STATES, lambda message: measured.append(joints_from_message(message)))
+
+        def moves(joint: int) -> None:
+            measured.clear()
+            session.spin_until(
+                lambda: measured and np.ptp(measured, axis=0)[joint] > 0.05, TIMEOUT_S, f"joint {joint} to move"
+            )
+
+        session.spin_until(lambda: said.get("control") == "running", START_TIMEOUT_S, "the policy")
+        session.spin_until(lambda: said.get("teleop") == "idle", TIMEOUT_S, "the leaders")
+        session.call(RECORD_START)
+        moves(0)
+        session.call(TELEOP_START)
+        session.spin_until(lambda: said["teleop"] == "following", TIMEOUT_S, "the followers to follow")
+        moves(RIGHT_WAIST)
+        assert np.ptp(measured, axis=0)[0] < 0.05, "the policy has let go of the left waist"
+        session.call(TELEOP_STOP, data=True)
+        session.spin_until(lambda: said["source"] == "policy" and said["control"] == "running", TIMEOUT_S, "the policy")
+        moves(0)
+        session.call(RECORD_STOP, data=True)
+    assert _sources(_bag(tmp_path)) == ["policy", "teleop", "policy"], "the intervention is marked"
+    _no_jumps(_bag(tmp_path))
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_session_of_clamp_teleop_is_an_episode(ros, tmp_path, leaders):
+    peer = ros.node("operator")
+    said: dict[str, str] = {}
+    measured: list[np.ndarray] = []
+    subscribe(peer, CONTROL_STATUS, lambda message: said.update(control=message.message))
+    subscribe(peer, TELEOP_STATUS, lambda message: said.update(teleop=message.message))
+    subscribe(peer, JOINT_STATES, lambda message: measured.append(joints_from_message(message)))
+    log = (tmp_path / "log.txt").open("w+")
+
+    def until(condition: Any, what: str) -> None:
+        ros.spin_until(lambda: system.poll() is not None or condition(), START_TIMEOUT_S, what)
+        log.seek(0)
+        assert system.poll() is None, log.read()
+
+    words = ["sim:=true", "cameras:=", "operator:=Ada", *leaders]
+    system = subprocess.Popen(
+        [sys.executable, "-m", "clamp_ros.cli", "teleop", *words],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+    )  # fmt: skip
+    try:
+        until(lambda: "no teleop target" in said.get("control", "") and said.get("teleop") == "idle", "the system")
+        assert ros.call(peer, Trigger, TELEOP_START.name, timeout_s=TIMEOUT_S).success
+        until(lambda: said["teleop"] == "following", "the followers to follow")
+        measured.clear()
+        until(lambda: measured and np.ptp(measured, axis=0)[RIGHT_WAIST] > 0.3, "the right waist to follow the hand")
+        answer = ros.call(peer, SetBool, TELEOP_STOP.name, SetBool.Request(data=True), TIMEOUT_S)
+        assert answer.success
+        until(lambda: list((tmp_path / "bags").glob("*/metadata.yaml")), "the bag")
+    finally:
+        system.send_signal(signal.SIGINT)
+        code = system.wait(60.0)
+    log.seek(0)
+    told = log.read()
+    log.close()
+    assert (code, "Traceback" in told) == (0, False), told
+    bag = _bag(tmp_path)
+    assert set(_sources(bag)) == {"teleop"}
+    _no_jumps(bag)
+    with Episode.open(bag) as episode:
+        assert (episode.metadata.task, episode.metadata.operator, episode.metadata.outcome) == (TASK, "Ada", "success")
+        assert episode.topics[LEADER_STATES.name].count > 10
+        kind = episode.topics[TELEOP_STATUS.name].type
+        states = [messages.decode(cdr, kind).values[0].value for _, cdr in episode.messages(TELEOP_STATUS.name)]
+        assert states[-2:] == ["following", "idle"] or states[-1] == "following"
