@@ -234,9 +234,7 @@ def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
     if values["operator"]:
         more["operator"] = values["operator"]
     changes = {"recorder_node": more, "camera_node": {"compressed": True} if values["images"] == "compressed" else {}}
-    return tuple(
-        replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes
-    )  # fmt: skip
+    return tuple(replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes)
 
 
 def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
@@ -247,11 +245,9 @@ def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
     clock = {"use_sim_time": True} if sim else {}
     nodes = (
         *(_simulation(values, cameras, files, {}) if sim else _hardware(values, cameras, files)),
-        Node(
-            "control_node", "clamp_ros.control.control_node", files=files, parameters={**clock, "source": "replay"},
-        ),
+        Node("control_node", "clamp_ros.control.control_node", {**clock, "source": "replay"}, files=files),
         _recorder(values, files, {**clock, "cameras": cameras}),
-    )  # fmt: skip
+    )
     _check_sections(files, nodes)
     return nodes
 
