@@ -90,6 +90,10 @@ class LeaderMotors:
         0.1, "motors that have torque stop by themselves after hearing nothing for this long", unit="s",
         minimum=0.02, maximum=2.5,
     )  # fmt: skip
+    fresh_s: float = param(
+        0.1, "a reading counts for this long; the followers hold while there is none", unit="s",
+        minimum=0.02, maximum=2.0,
+    )  # fmt: skip
     drive_current: int = param(
         400, "limit of the current while a leader is driven; enough to lift it, and no more", unit="2.69 mA",
         minimum=20, maximum=1193,

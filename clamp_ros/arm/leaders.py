@@ -17,7 +17,6 @@ from clamp_ros.arm.units import GRIPPER
 from clamp_ros.contract.errors import ArmError
 from clamp_ros.contract.robot import ARM_SLICES, ARMS
 
-_FRESH_S = 0.1
 _SILENT_S = 0.5
 _RETRY_S = 1.0
 _ARRIVED_RAD = 0.03
@@ -121,7 +120,7 @@ class Leaders:
         now_s = time.monotonic()
         sides = list(self._sides.values())
         positions = [side.positions for side in sides if side.positions is not None]
-        if len(positions) < len(sides) or any(now_s - side.answered_s > _FRESH_S for side in sides):
+        if len(positions) < len(sides) or any(now_s - side.answered_s > self._motors.fresh_s for side in sides):
             return None
         drives = {side.drive for side in sides}
         return LeaderSample(

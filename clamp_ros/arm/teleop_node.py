@@ -46,7 +46,7 @@ from clamp_ros.contract.interfaces import (
     TELEOP_TARGETS,
     Service,
 )
-from clamp_ros.contract.robot import ARMS
+from clamp_ros.contract.robot import ARMS, CONTROL_PERIOD_NS
 from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, interface_type, prepare_realtime, run_node, serve, subscribe
@@ -57,7 +57,6 @@ _LEVELS = {
     State.FOLLOWING: DiagnosticStatus.OK,
     State.STOPPED: DiagnosticStatus.ERROR,
 }
-_COMMAND_AGE_NS = 250_000_000
 _ANSWER_S = 5.0
 
 
@@ -73,6 +72,10 @@ class TeleopNodeConfig:
     hand_back: str = param(
         "policy", "who has the arms after a session; teleop: nobody else, they hold", choices=("policy", "teleop")
     )
+    command_timeout_s: float = param(
+        0.25, "a session ends when the control node has told the arms nothing for this long", unit="s",
+        minimum=0.05, maximum=5.0,
+    )  # fmt: skip
     record: bool = param(False, "each session is an episode of the recorder")
     realtime_priority: int = param(
         20, "SCHED_FIFO priority where the user may set it; 0 leaves the scheduler alone", minimum=0, maximum=90
@@ -93,7 +96,8 @@ class TeleopNode(Node):
         self._leaders = Leaders(config.left, config.right, config.motors, config.rate_hz)
         self._law = Teleop(config.law, config.motors.rest)
         self._command: tuple[NDArray[Any], int] | None = None
-        self._source, self._stopped, self._recording = "", False, False
+        self._source, self._source_ns, self._started_ns = "", 0, 0
+        self._stopped = self._recording = False
         self._said: tuple[State, str] | None = None
         self._told: set[str] = set()
         self._asked: list[tuple[Future[Any], float, Service, Callable[[str], None]]] = []
@@ -125,8 +129,10 @@ class TeleopNode(Node):
             return
         if self._law.active and (problem := self._leaders.problem) is not None:
             self._law.fail(problem)
+        if self._law.active and now_ns < self._started_ns:
+            self._law.fail("time ran back: a new episode")
         positions, drive, settled = self._leaders.sample() or (None, None, False)
-        step = self._law.tick(now_ns, self._told_now(now_ns), positions, self._source, drive, settled)
+        step = self._law.tick(now_ns, self._told_now(now_ns), positions, self._followed(), drive, settled)
         self._leaders.wish(step.drive, step.pose)
         if positions is not None:
             self._states.publish(joint_state_message(positions, now_ns))
@@ -137,7 +143,7 @@ class TeleopNode(Node):
 
     def _told_now(self, now_ns: int) -> NDArray[Any] | None:
         """What the arms are told, where somebody still tells them."""
-        if self._command is None or abs(now_ns - self._command[1]) > _COMMAND_AGE_NS:
+        if self._command is None or abs(now_ns - self._command[1]) > 1e9 * self._config.command_timeout_s:
             return None
         return self._command[0]
 
@@ -148,7 +154,11 @@ class TeleopNode(Node):
             self._health.fault("bad_command", str(error))
 
     def _on_source(self, message: Header) -> None:
-        self._source = message.frame_id
+        self._source, self._source_ns = message.frame_id, stamp_ns(message.stamp)
+
+    def _followed(self) -> str:
+        """Whose targets are followed, as far as is known since the start; a session before it may just be ending."""
+        return self._source if self._source_ns >= self._started_ns - CONTROL_PERIOD_NS else ""
 
     def _on_control(self, message: DiagnosticStatus) -> None:
         self._stopped = any(value.key == "state" and value.value == "stopped" for value in message.values)
@@ -160,6 +170,7 @@ class TeleopNode(Node):
         refusal = self._refusal(now_ns)
         if refusal is None:
             self._law.start(now_ns)
+            self._started_ns = now_ns
             self._select("teleop", self._law.fail)
             if self._config.record:
                 self._ask(RECORD_START, Trigger.Request(), self._law.fail, self._on_recording)

@@ -227,6 +227,7 @@ class ControlNode(Node):
         for parameter in parameters:
             if parameter.name == "source":
                 self._sources.select(str(parameter.value), self.get_clock().now().nanoseconds)
+                self._told_source = ""  # whoever asked for it again hears of it again
 
     def _void(self, why: str) -> None:
         self._sources.void(self._idle_reason(why), self.get_clock().now().nanoseconds)
