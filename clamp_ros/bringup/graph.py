@@ -232,9 +232,7 @@ def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
     if values["operator"]:
         more["operator"] = values["operator"]
     changes = {"recorder_node": more, "camera_node": {"compressed": True} if values["images"] == "compressed" else {}}
-    return tuple(
-        replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes
-    )  # fmt: skip
+    return tuple(replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes)
 
 
 def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
@@ -247,7 +245,7 @@ def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
         *(_simulation(values, cameras, files, {}) if sim else hardware(values, cameras, files)),
         _control(values, files, {**clock, "source": "replay"}),
         _recorder(values, files, {**clock, "cameras": cameras}),
-    )  # fmt: skip
+    )
     _check_sections(files, nodes)
     return nodes
 

@@ -19,7 +19,8 @@ from std_srvs.srv import SetBool, Trigger
 from clamp_ros.contract.errors import RecordError
 from clamp_ros.contract.interfaces import RECORD_DISCARD, RECORD_KEEP, RECORD_START, RECORD_STOP, Topic
 from clamp_ros.record.disk import write_speed
-from clamp_ros.record.recording import Look, Recorder, RecorderConfig
+from clamp_ros.record.recording import Look, Recorder
+from clamp_ros.record.settings import RecorderConfig
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, interface_type, qos_profile, run_node, serve
 
@@ -46,9 +47,8 @@ class RecorderNode(Node):
         for topic in self.recorder.topics:
             profile = qos_profile(topic.qos)
             profile.depth = max(profile.depth, _DEPTH)
-            self.create_subscription(
-                interface_type(topic.type), topic.name, self._receiver(topic), profile, raw=True
-            )  # fmt: skip
+            kind = interface_type(topic.type)
+            self.create_subscription(kind, topic.name, self._receiver(topic), profile, raw=True)
         serve(self, RECORD_START, self._on_start)
         serve(self, RECORD_STOP, self._on_stop)
         serve(self, RECORD_DISCARD, self._on_discard)

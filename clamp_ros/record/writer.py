@@ -224,9 +224,8 @@ class EpisodeWriter:
                             break
                     if not self._queue and self._closing:
                         return
-                    batch = list(self._queue)
-                    self._queue.clear()
-                for message in batch:
+                    message = self._queue.popleft() if self._queue else None
+                if message is not None:  # one at a time: a batch would go on holding what of it is written
                     self._write(*message)
                     with self._state:
                         self._queued_bytes -= len(message[3])

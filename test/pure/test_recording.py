@@ -36,8 +36,9 @@ from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode
 from clamp_ros.record.live import LiveAudit
 from clamp_ros.record.metadata import software_version
-from clamp_ros.record.recording import Recorder, RecorderConfig
+from clamp_ros.record.recording import Recorder
 from clamp_ros.record.ring import Ring
+from clamp_ros.record.settings import RecorderConfig
 from clamp_ros.record.view import View, table
 from clamp_ros.record.writer import EpisodeWriter
 
