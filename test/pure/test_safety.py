@@ -184,7 +184,7 @@ def test_a_stream_within_every_limit_passes_unchanged() -> None:
     for i in range(1, 100):
         target = offset("left/elbow", 0.1 * (1.0 - np.cos(0.1 * i)))
         result = arms.tick(target)
-        np.testing.assert_allclose(result.command, target, atol=2e-3 if i < 3 else 1e-9)
+        np.testing.assert_allclose(arms.command, target, atol=2e-3 if i < 3 else 1e-9)
         assert result.state is State.RUNNING
     assert result.limited == ()
 
