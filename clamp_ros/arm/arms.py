@@ -39,6 +39,8 @@ from clamp_ros.control.clearance import Clearance, ClearanceConfig
 _MARGIN = 1e-6
 _OBSTRUCTED_RAD = 0.35
 _REQUEST_S = 15.0
+_REST_S = 0.002
+"""Between looking at one pose of a way and the next, so that the arms' threads go on undisturbed."""
 _IS_ARM = np.ones(NUM_JOINTS, dtype=bool)
 _IS_ARM[list(GRIPPER_INDICES)] = False
 
@@ -259,7 +261,7 @@ class Arms:
             self._enter(State.MOVING, looking)
         end = start.copy()
         end[_IS_ARM] = np.tile(HOME_RAD if pose == "home" else SLEEP_RAD, len(ARMS))
-        blocked = self._clearance.refuses_path(start, end) if self._clearance is not None else None
+        blocked = self._clearance.refuses_path(start, end, _REST_S) if self._clearance is not None else None
         with self._lock:
             if (self._state, self._reason) != (State.MOVING, looking):
                 raise ArmError(f"the arms are {self._state.value} ({self._reason}) by now: they do not go {pose}")

@@ -8,6 +8,7 @@ imported when the first `Clearance` is made; nothing else of the robot's command
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,8 +109,12 @@ class Clearance:
         pair = int(distances.argmin())
         return Nearest(float(distances[pair]), *self._names(pair)) if distances[pair] < reach_m else None
 
-    def refuses_path(self, start: ArrayLike, end: ArrayLike) -> str | None:
+    def refuses_path(self, start: ArrayLike, end: ArrayLike, rest_s: float = 0.0) -> str | None:
         """Why the straight way in joint space is not free, or None. What is too near at the start may stay so.
+
+        Args:
+            start, end: (14,) where it begins and ends.
+            rest_s: sleep after each of its hundred or so poses, for the sake of other threads: this one holds the GIL.
 
         Raises:
             ContractError: not (14,) finite numbers.
@@ -121,6 +126,7 @@ class Clearance:
             nearer = self.shortfalls(joints) - allowed
             if nearer.max() > 0.0:
                 return self.says(joints, int(nearer.argmax()))
+            time.sleep(rest_s)
         return None
 
     def _names(self, pair: int) -> tuple[str, str]:

@@ -164,15 +164,16 @@ def test_home_and_sleep_are_smooth_and_leave_the_grippers():
 
 
 def test_a_way_that_is_not_free_is_refused_and_nothing_moves():
-    with cell(clearance=ClearanceConfig(arm_table_m=0.2)) as rig:  # home is nearer to the table than that
+    with cell(clearance=ClearanceConfig(arm_self_m=0.03)) as rig:  # folded up, an arm is nearer to itself than that
         rig.start()
+        rig.arms.move("home")
+        rig.wait_for(State.HOLDING)
         before = rig.fresh().positions
-        with pytest.raises(ArmError, match=r"way home is not free: .* from table, limit 200\.0 mm\. Bring"):
-            rig.arms.move("home")
+        with pytest.raises(ArmError, match=r"way sleep is not free: .* mm from .*, limit 30\.0 mm\. Bring"):
+            rig.arms.move("sleep")
         assert rig.arms.state is State.HOLDING
         assert rig.arms.submit(before) is None, "commands are taken again"
         assert rig.fresh().positions == pytest.approx(before, abs=0.01)
-        assert rig.arms.move("sleep") > 0.0
 
 
 def test_an_obstructed_motion_stops_pushing():
