@@ -69,6 +69,7 @@ STILL_RAD = 0.002
 MOVING_RAD = 0.03
 _FLOOD_S = 0.02
 _TICK_RAD = 2.0 * math.pi / 4096
+_HELD_S = 0.75 * QUIET_S  # the last goals of a motion that ends may differ by less than `STILL_RAD`
 _KEPT_S = 60.0
 _ATTEMPTS, _NEAR_RAD = 20, 0.4
 _IS_ARM = [i for i in range(14) if i % 7 != 6]
@@ -559,7 +560,7 @@ def travel(rows: list[tuple[float, Joints]]) -> float:
 
 
 def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float) -> float | None:
-    """When the arms first began to be told nothing else for `QUIET_S`; None if they never were.
+    """When the arms first began to be told nothing else for a while; None if they never were.
 
     Args:
         rows: goals since `begin_s`.
@@ -576,7 +577,7 @@ def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float)
                 changes.append(at_s)
     changes.sort()
     for since_s, next_s in itertools.pairwise([*changes, end_s]):
-        if next_s - since_s >= QUIET_S:
+        if next_s - since_s >= _HELD_S:
             return since_s
     return None
 

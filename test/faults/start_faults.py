@@ -158,9 +158,10 @@ def _both(goal: Joints) -> Joints:
     return np.concatenate([goal, np.full(7, np.nan)])
 
 
-def run(folder: Path, recordings: Path, faults: list[StartFault], times: int, tell: Callable[[str], None]) -> list[Row]:
-    """Plays each `times` times."""
-    rows = []
+def run(
+    folder: Path, recordings: Path, faults: list[StartFault], times: int, tell: Callable[[str], None], rows: list[Row]
+) -> None:
+    """Plays each `times` times, adding to `rows`."""
     for fault in faults:
         shown = Fault(fault.name, nothing, Expect.HOLD, fault.says)
         outcomes = [play(folder / f"{len(rows)}_{i}", fault, recordings) for i in range(times)]
@@ -168,4 +169,3 @@ def run(folder: Path, recordings: Path, faults: list[StartFault], times: int, te
         rows.append(row)
         wrong = f"; WRONG: {'; '.join(row.wrong)}" if row.wrong else ""
         tell(f"start: {fault.name}: {row.cells()['log or status']}{wrong}")
-    return rows

@@ -223,6 +223,13 @@ def test_a_killed_writer_leaves_a_bag_that_can_be_recovered(tmp_path):
         assert np.array_equal(got.positions, [joints_at(t) for t in range(len(got))])
 
 
+def test_a_bag_that_was_killed_before_its_first_message_reached_the_disk_is_audited(tmp_path):
+    EpisodeWriter(tmp_path / "bag", METADATA).close("unknown")
+    report = audit(tmp_path / "bag")
+    assert not report.ok and report.duration_s == 0.0
+    assert "/joint_states is missing" in report.problems
+
+
 def test_an_interrupted_recovery_can_be_repeated(tmp_path):
     make_bag(tmp_path / "bag")
     (tmp_path / "bag").rename(tmp_path / "bag.crashed")
