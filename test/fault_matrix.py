@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from clamp_ros.bringup.session import own_domain
 
@@ -52,8 +54,10 @@ def main() -> int:
 
     def tell(text: str) -> None:
         print(f"{time.monotonic() - started_s:6.0f} s  {text}", flush=True)
+        _write(args.out, matrix, rows)
 
-    started_s, rows = time.monotonic(), []
+    started_s = time.monotonic()
+    rows: list[matrix.Row] = []
     with own_domain(), tempfile.TemporaryDirectory(prefix="faults-") as folder:
         scratch = args.work or Path(folder)
         recordings = scratch / "recordings"
@@ -66,16 +70,12 @@ def main() -> int:
             if group != "sim" and recorder is not None and recorder.wait() != 0:
                 return 1
             if group == "start":
-                rows += start_faults.run(scratch / "start", recordings, faults, args.times, tell)
+                start_faults.run(scratch / "start", recordings, faults, args.times, tell, rows)
                 continue
             options = {"robot": True, "patient": args.patient, "recordings": recordings} if group == "robot" else {}
             with running(scratch / group, **{"robot": False, **options}) as stack:
                 tell(f"{group}: the system runs")
-                rows += matrix.run(stack, group, faults, args.times, tell)
-            args.out.mkdir(parents=True, exist_ok=True)
-            _write(args.out, matrix, rows)
-    args.out.mkdir(parents=True, exist_ok=True)
-    _write(args.out, matrix, rows)
+                matrix.run(stack, group, faults, args.times, tell, rows)
     print(matrix.markdown(rows))
     wrong = [row for row in rows if row.wrong]
     load = os.getloadavg()[0]
@@ -83,7 +83,9 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _write(out: Path, matrix, rows) -> None:
+def _write(out: Path, matrix: Any, rows: Sequence[Any]) -> None:
+    """What there is so far, so that an interrupted run leaves it, too."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "faults.md").write_text(matrix.markdown(rows) + "\n")
     (out / "faults.json").write_text(json.dumps(matrix.as_data(rows), indent=1) + "\n")
 

@@ -27,6 +27,8 @@ _MAX_ELAPSED_S = 0.04
 _SHADOW_TICKS = 8
 _MAX_HOMING_TICKS = 1024
 _REBOOT_S = 3.0
+_UNSEEN = 3
+"""Turns in which a motor was asked in vain, after which that is a fault."""
 _MONITORED = (
     "torque_enable", "hardware_error_status", "bus_watchdog", "present_input_voltage", "present_temperature",
 )  # fmt: skip
@@ -141,6 +143,7 @@ class _Watch:
     turn: int = 0
     urgent: list[int] = field(default_factory=list)
     trips: int = 0
+    unseen: dict[int, int] = field(default_factory=dict)
 
 
 class Arm:
@@ -438,8 +441,11 @@ class Arm:
     def watch(self) -> str | None:
         """Looks at one motor, the next in turn or one that raised its hand; returns what is wrong, in words.
 
+        A motor that answers in sync reads, but not when it alone is asked, is wrong after `_UNSEEN` turns: another
+        may have its id.
+
         Raises:
-            ArmError: it does not answer.
+            ArmError: it does not answer; this once.
         """
         watch = self._watch
         motors = list(self.specs)
@@ -448,7 +454,14 @@ class Arm:
         else:
             motor = motors[watch.turn % len(motors)]
             watch.turn += 1
-        found = self._look_at(motor)
+        try:
+            found = self._look_at(motor)
+        except ArmError as error:
+            watch.unseen[motor] = watch.unseen.get(motor, 0) + 1
+            if watch.unseen[motor] < _UNSEEN:
+                raise
+            return f"{self.label(motor)} does not answer for itself: {error}. Do two motors share its id?"
+        watch.unseen.pop(motor, None)
         health = self.health[motor]
         if health.error:
             return f"hardware error of {self.label(motor)}: {health.error}; free the arm, then call /arms/reboot"

@@ -111,8 +111,8 @@ def _audit(episode: Episode) -> Report:
     if episode.metadata.outcome != "success":
         notes.append(f"outcome: {episode.metadata.outcome}")
     notes += [f"said while recording: {problem}" for problem in episode.metadata.audit.get("problems", ())]
-    stamps = np.concatenate([episode.stamps_ns(name)[[0, -1]] for name in episode.topics if episode.topics[name].count])
-    duration = 1e-9 * float(np.ptp(stamps)) if stamps.size else 0.0
+    ends = [episode.stamps_ns(name)[[0, -1]] for name in episode.topics if episode.topics[name].count]
+    duration = 1e-9 * float(np.ptp(np.concatenate(ends))) if ends else 0.0  # killed before its first second was over
     return Report(episode.path, duration, topics, tuple(problems), tuple(notes))
 
 

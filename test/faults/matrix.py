@@ -258,9 +258,10 @@ def _short(text: str, length: int = 110) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def run(stack: Stack, group: str, faults: Sequence[Fault], times: int, tell: Callable[[str], None]) -> list[Row]:
-    """Plays each fault `times` times; a system that ends or does not come back is started anew."""
-    rows = []
+def run(
+    stack: Stack, group: str, faults: Sequence[Fault], times: int, tell: Callable[[str], None], rows: list[Row]
+) -> None:
+    """Plays each fault `times` times, adding to `rows`; a system that ends or does not come back is started anew."""
     for fault in faults:
         row = Row(group, fault, [])
         for _ in range(times):
@@ -275,7 +276,6 @@ def run(stack: Stack, group: str, faults: Sequence[Fault], times: int, tell: Cal
         held = cells["held after ms, median (max)"]
         wrong = f"; WRONG: {cells['wrong']}" if cells["wrong"] else ""
         tell(f"{group}: {fault.name}: {cells['arms']}, {held or '-'} ms; {cells['log or status']}{wrong}")
-    return rows
 
 
 def markdown(rows: Sequence[Row]) -> str:

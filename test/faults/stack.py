@@ -68,7 +68,8 @@ QUIET_S = 0.4
 STILL_RAD = 0.002
 MOVING_RAD = 0.03
 _FLOOD_S = 0.02
-_TICK_RAD = 2.0 * math.pi / 4096
+TICK_RAD = 2.0 * math.pi / 4096
+_HELD_S = 0.75 * QUIET_S  # the last goals of a motion that ends may differ by less than `STILL_RAD`
 _KEPT_S = 60.0
 _ATTEMPTS, _NEAR_RAD = 20, 0.4
 _IS_ARM = [i for i in range(14) if i % 7 != 6]
@@ -93,7 +94,7 @@ class WatchedBus(ServoBus):
     def hear(self, data: bytes, now: float) -> list[bytes]:
         """As its parent; then looks at the goals of the seven masters."""
         replies = super().hear(data, now)
-        goal = np.array([self[motor].goal_shaft() for motor in (1, 2, 4, 6, 7, 8, 9)]) * _TICK_RAD
+        goal = np.array([self[motor].goal_shaft() for motor in (1, 2, 4, 6, 7, 8, 9)]) * TICK_RAD
         if not self.goals or np.any(goal != self.goals[-1][1]):
             self.goals.append((now, goal))
             if len(self.goals) > 20_000:
@@ -204,9 +205,10 @@ class Stack:
         """Launch arguments."""
         common = {"policy": self.policy, "enabled": "true", "record": "true", "record_to": self.record_to}
         if not self.robot:
-            # simulated time waits for nobody, so that the arms must hold
-            impatient = {"policy_wait_s": 0.0, "command_wait_s": 0.0, "look": "primitive", "render_workers": 1}
-            files = {"sim": "true", "config": self._write("config", {"mujoco_node": impatient})}
+            # simulated time waits for nobody, so that the arms must hold; or, on a busy machine, for slow nodes
+            waits = {} if self.patient else {"policy_wait_s": 0.0, "command_wait_s": 0.0}
+            simulation = {"look": "primitive", "render_workers": 1, **waits}
+            files = {"sim": "true", "config": self._write("config", {"mujoco_node": simulation})}
             return [f"{name}:={value}" for name, value in {**common, **files}.items()]
         pose = {"position_m": [0.0, 0.0, 1.0], "quat_xyzw": [1.0, 0.0, 0.0, 0.0], "frame": "world"}
         size = {"width": LENS.width, "height": LENS.height, "depth_width": LENS.width, "depth_height": LENS.height}
@@ -559,7 +561,7 @@ def travel(rows: list[tuple[float, Joints]]) -> float:
 
 
 def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float) -> float | None:
-    """When the arms first began to be told nothing else for `QUIET_S`; None if they never were.
+    """When the arms first began to be told nothing else for a while; None if they never were.
 
     Args:
         rows: goals since `begin_s`.
@@ -576,20 +578,9 @@ def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float)
                 changes.append(at_s)
     changes.sort()
     for since_s, next_s in itertools.pairwise([*changes, end_s]):
-        if next_s - since_s >= QUIET_S:
+        if next_s - since_s >= _HELD_S:
             return since_s
     return None
-
-
-def last_change_s(rows: list[tuple[float, Joints]]) -> float | None:
-    """When the arms were last told anything else than at the end; None if they never were."""
-    latest: float | None = None
-    for part in (slice(0, 7), slice(7, 14)):
-        own = [(at_s, row[part]) for at_s, row in rows if not np.isnan(row[part.start])]
-        for (_, before), (at_s, _) in itertools.pairwise(own):
-            if np.abs(before - own[-1][1]).max() > STILL_RAD and (latest is None or at_s > latest):
-                latest = at_s
-    return latest
 
 
 def largest_step(rows: list[tuple[float, Joints]]) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from faults.matrix import Expect, Fault, Outcome, Row, nothing
-from faults.stack import Joints, Stack, last_change_s
+from faults.stack import STILL_RAD, TICK_RAD, Joints, Stack
 from hardware_emulation.servos import Joint, Servo
 
 from clamp_ros.arm.registers import XC430_W150
@@ -128,7 +128,7 @@ def play(folder: Path, fault: StartFault, recordings: Path) -> Outcome:
     changed = fault.inject(stack)
     names = {word.partition(":=")[0] for word in changed}
     words = [word for word in stack.words() if word.partition(":=")[0] not in names]
-    start_s = time.monotonic()
+    start_s, before = time.monotonic(), _shafts(stack)
     with stack.emulator, stack.log.open("w+") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "clamp_ros.cli", "up", *words, *changed], stdout=log, stderr=log,
@@ -143,24 +143,28 @@ def play(folder: Path, fault: StartFault, recordings: Path) -> Outcome:
         if child.poll() is None:
             child.terminate()
         child.wait(30.0)
-        moved = [bus for bus in (stack.left, stack.right) if (last_change_s([(t, _both(g)) for t, g in bus.goals]))]
         outcome.log = said.group(0) if said else ""
-        outcome.step_rad = 0.0
         outcome.held_ms = 0.0
+        outcome.moved_rad = float(np.abs(_shafts(stack) - before).max()) * TICK_RAD
         if not said:
             outcome.wrong.append(f"nobody said {fault.says!r}")
-        if moved:
-            outcome.wrong.append("the arms were told to move")
+        if outcome.moved_rad > STILL_RAD:
+            outcome.wrong.append(f"an arm moved by {outcome.moved_rad:.3f} rad")
     return outcome
 
 
-def _both(goal: Joints) -> Joints:
-    return np.concatenate([goal, np.full(7, np.nan)])
+def _shafts(stack: Stack) -> Joints:
+    """Where every joint stands, in ticks; goals do not tell, while drive modes are still being set."""
+    buses = (stack.left, stack.right)
+    for bus in buses:
+        bus.positions()
+    return np.array([bus[motor].joint.shaft for bus in buses for motor in (1, 2, 4, 6, 7, 9)])
 
 
-def run(folder: Path, recordings: Path, faults: list[StartFault], times: int, tell: Callable[[str], None]) -> list[Row]:
-    """Plays each `times` times."""
-    rows = []
+def run(
+    folder: Path, recordings: Path, faults: list[StartFault], times: int, tell: Callable[[str], None], rows: list[Row]
+) -> None:
+    """Plays each `times` times, adding to `rows`."""
     for fault in faults:
         shown = Fault(fault.name, nothing, Expect.HOLD, fault.says)
         outcomes = [play(folder / f"{len(rows)}_{i}", fault, recordings) for i in range(times)]
@@ -168,4 +172,3 @@ def run(folder: Path, recordings: Path, faults: list[StartFault], times: int, te
         rows.append(row)
         wrong = f"; WRONG: {'; '.join(row.wrong)}" if row.wrong else ""
         tell(f"start: {fault.name}: {row.cells()['log or status']}{wrong}")
-    return rows

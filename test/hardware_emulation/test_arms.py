@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hardware_emulation.rig import Cell, cell, wait
-from hardware_emulation.servos import SYNC_WRITE, ServoBus
+from hardware_emulation.servos import SYNC_WRITE, Joint, Servo, ServoBus
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, HOME_RAD, SLEEP_RAD, eeprom_settings
 from clamp_ros.arm.arms import ArmsConfig, State
@@ -216,6 +216,16 @@ def test_an_unplugged_bus_stops_both_arms():
         rig.right.unplug()
         assert "is gone" in rig.wait_for(State.FAULT)
         _still(rig, rig.left)
+
+
+def test_a_motor_whose_own_answers_are_garbled_for_long_stops_both_arms_though_the_sync_reads_go_on():
+    with cell() as rig:
+        rig.start()
+        with rig.left.lock:
+            rig.left.collide = True
+            rig.left.servos.append(Servo(6, rig.left[6].model.number, Joint(500.0)))
+        assert "left forearm_roll (motor 6) does not answer for itself" in rig.wait_for(State.FAULT)
+        _still(rig, rig.right)
 
 
 @pytest.mark.parametrize("fault", ["drop", "corrupt", "cut"])

@@ -243,6 +243,13 @@ def test_a_folder_stands_for_every_unfinished_bag_in_it(tmp_path):
         unfinished([Path(__file__).parent])
 
 
+def test_a_bag_that_was_killed_before_its_first_message_reached_the_disk_is_audited(tmp_path):
+    EpisodeWriter(tmp_path / "bag", METADATA).close("unknown")
+    report = audit(tmp_path / "bag")
+    assert not report.ok and report.duration_s == 0.0
+    assert "/joint_states is missing" in report.problems
+
+
 def test_an_interrupted_recovery_can_be_repeated(tmp_path):
     make_bag(tmp_path / "bag")
     (tmp_path / "bag").rename(tmp_path / "bag.crashed")

@@ -1,4 +1,4 @@
-"""The fault matrix in its short form: a handful of faults, once each, against the robot's graph on emulated devices.
+"""The fault matrix in its short form: a handful of faults, once each, against the simulated robot's whole graph.
 
 `python test/fault_matrix.py` is the long form, with times. Here nothing is judged by a clock: the arms hold, somebody
 says why, and the system comes back.
@@ -6,43 +6,32 @@ says why, and the system comes back.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import matrix, recordings, robot_faults, sim_faults, start_faults
+from faults import matrix, robot_faults, sim_faults, start_faults
 from faults.matrix import Expect, Fault
 from faults.stack import Stack, held_since_s, largest_step, running
 
-SHORT = ("emergency stop", "chunk with NaN", "left bus silent", "right elbow overloaded", "policy_node hung")
-RECORDED_S = 6.0
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A camera that works."""
-    folder = tmp_path_factory.mktemp("films")
-    recorder = Path(recordings.__file__)
-    subprocess.run([sys.executable, recorder, folder, str(RECORDED_S), "good"], check=True)
-    return folder
+SHORT = ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN")
 
 
 @pytest.fixture
-def stack(ros_domain_id: int, tmp_path: Path, films: Path) -> Iterator[Stack]:
-    with running(tmp_path, robot=True, patient=True, recordings=films) as system:
+def stack(ros_domain_id: int, tmp_path: Path) -> Iterator[Stack]:
+    with running(tmp_path, robot=False, patient=True) as system:
         yield system
 
 
 @pytest.mark.slow
 def test_whatever_fails_the_arms_hold_and_the_log_says_why(stack):
-    faults = {fault.name: fault for fault in robot_faults.robot_faults()}
+    faults = {fault.name: fault for fault in sim_faults.sim_faults()}
     for name in SHORT:
         outcome = matrix.play(stack, faults[name])
         assert outcome.wrong == [], name
-        assert outcome.held_ms is not None and outcome.log, name
+        assert outcome.log, name
+        assert outcome.held_ms is not None or faults[name].expect is not Expect.HOLD, name
     assert "Traceback" not in stack.log.read_text()
 
 
@@ -51,7 +40,7 @@ def test_the_matrix_has_forty_faults_at_least_each_with_a_name_of_its_own():
     robot = [fault.name for fault in robot_faults.robot_faults()]
     assert len(set(played)) == len(played) and len(set(robot)) == len(robot)
     assert len({*played, *robot}) >= 40
-    assert set(SHORT) <= set(robot)
+    assert set(SHORT) <= set(played)
 
 
 def test_holding_begins_with_the_last_change_before_a_while_of_none():
@@ -59,7 +48,7 @@ def test_holding_begins_with_the_last_change_before_a_while_of_none():
         return at_s, np.concatenate([[waist], np.zeros(13)])
 
     moving = [row(0.02 * i, 0.02 * i) for i in range(10)]
-    assert held_since_s(moving, 0.0, 0.2) is None
+    assert held_since_s(moving, 0.0, 0.3) is None
     assert held_since_s(moving, 0.0, 0.7) == pytest.approx(0.18)
     again = [*moving, row(1.0, 0.5), row(1.02, 0.52)]
     assert held_since_s(again, 0.0, 1.1) == pytest.approx(0.18)
