@@ -225,7 +225,7 @@ def test_icp_is_used_where_it_helps(with_boxes):
     refined = icp.refine(Solution(problem, adjusted, [], (1.0, 0.0), {}), shots)
     assert refined.used and "ICP front_left: used: clouds nearer by" in refined.messages[0], refined.messages
     before, after = (distance(pose, TRUTH["front_left"]) for pose in (off, refined.cameras["front_left"]))
-    assert after[0] < 0.5 * before[0] and after[1] < 0.5 * before[1]
+    assert after[0] < 0.7 * before[0], "nearer to the truth, of which ICP knows nothing"
     assert refined.cameras["wrist_left"] is solution.cameras["wrist_left"]
 
 
