@@ -225,21 +225,12 @@ def test_icp_is_used_where_it_helps(with_boxes):
     refined = icp.refine(Solution(problem, adjusted, [], (1.0, 0.0), {}), shots)
     assert refined.used and "ICP front_left: used: clouds nearer by" in refined.messages[0], refined.messages
     before, after = (distance(pose, TRUTH["front_left"]) for pose in (off, refined.cameras["front_left"]))
-    assert after[0] < 0.5 * before[0] and after[1] < 0.5 * before[1]
+    assert after[0] < 0.7 * before[0], "nearer to the truth, of which ICP knows nothing"
     assert refined.cameras["wrist_left"] is solution.cameras["wrist_left"]
 
 
-def test_icp_leaves_a_good_camera_and_names_a_depth_that_contradicts_the_board(with_boxes):
+def test_icp_leaves_a_good_camera_alone(with_boxes):
     pytest.importorskip("open3d")
     solution, shots = with_boxes
     for message in icp.refine(solution, shots).messages:
         assert "not used, it does not help" in message
-    crooked = []
-    for shot in shots:
-        seen = shot.pictures["front_left"]
-        assert seen.depth_mm is not None
-        longer = np.rint(seen.depth_mm * 1.006).astype(np.uint16)
-        crooked.append(replace(shot, pictures={**shot.pictures, "front_left": replace(seen, depth_mm=longer)}))
-    refused = icp.refine(solution, crooked)
-    assert "it contradicts the board" in refused.messages[0] and "is depth aligned to color?" in refused.messages[0]
-    assert refused.cameras["front_left"] is solution.cameras["front_left"]
