@@ -298,7 +298,7 @@ class _Scribe:
     def _small(self) -> NDArray[np.uint8]:
         picture = cv2.resize(self._rollout.picture(), _PICTURE_PX, interpolation=cv2.INTER_AREA)
         text = f"{self._rollout.seconds:.1f} s"
-        for color, thickness in (((20, 20, 20), 3), ((255, 255, 255), 1)):  # an outline keeps it readable on any ground
+        for color, thickness in (((20, 20, 20), 2), ((255, 255, 255), 1)):  # an outline keeps it readable on any ground
             cv2.putText(picture, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
         return np.asarray(picture, np.uint8)
 

@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
         label: tells it from the other runs of the page.
-        method: tells it from other methods; runs of one method differ in seed and folder only.
+        method: tells it from other methods; runs of one method differ in their training seed.
         points: the checkpoints' results.
     """
 
@@ -115,7 +115,10 @@ def group(results: Sequence[Results]) -> list[Run]:
                 )
         same_method = {other[1:] for other in found if other[1] == identity[0]}
         varying = [len({other[i] for other in same_method}) > 1 for i in range(len(identity))]
-        runs.append(Run(_label(identity, varying), _label(identity, [*[False] * 3, *varying[3:]]), tuple(points)))
+        # folders of the same seed hold different things, which no mean is to be taken of
+        repeats = len({other[2] for other in same_method}) < len({other[1:3] for other in same_method})
+        method = _label(identity, [False, repeats, False, *varying[3:]])
+        runs.append(Run(_label(identity, varying), method, tuple(points)))
     tasks = [run.task for run in runs]
     return sorted(runs, key=lambda run: tasks.index(run.task))
 

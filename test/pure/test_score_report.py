@@ -58,6 +58,15 @@ def test_the_maximum_over_checkpoints_averaged_over_training_runs(tmp_path):
     assert "-60.0 points" in told and f"p = {2 / 2**6:.4f}" in told
 
 
+def test_runs_of_the_same_seed_are_not_averaged(tmp_path):
+    files = []
+    for folder, good in (("a", 2), ("b", 8)):
+        training = {"method": "m", "run": folder, "seed": 0, "step": 400}
+        files.append(write(tmp_path / f"{folder}.json", SEEDS[:good], SEEDS, training, artifact=folder))
+    scores = methods(runs_of(files))
+    assert {name: score["mug_on_plate"].mean for name, score in scores.items()} == {"m (a)": 0.2, "m (b)": 0.8}
+
+
 def test_equal_checkpoints_count_as_the_earliest(tmp_path):
     assert runs_of(checkpoints(tmp_path, "m", 0, [2, 5, 5]))[0].best.training.step == 800
 
