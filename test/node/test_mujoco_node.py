@@ -52,7 +52,9 @@ from clamp_ros.ros.convert import (
 )
 from clamp_ros.ros.run import advertise, subscribe
 from clamp_ros.sim.mujoco_node import MujocoNode
+from clamp_ros.sim.randomise import Randomiser
 from clamp_ros.sim.simulation import START_NS, SimulationConfig
+from clamp_ros.sim.world import World
 
 TIMEOUT_S = 60.0
 CAMERAS = ("front_left", "wrist_left")
@@ -216,6 +218,26 @@ def test_a_reset_takes_the_seed_and_puts_the_clock_back(ros: Any) -> None:
     assert joints_from_message(cell.joints[-1])[7] == pytest.approx(0.0, abs=0.02)  # the old command is void
     cell.until(lambda: json.loads(cell.heard[TASK_STATE.name][-1].data)["time_s"] == 0.1, "task state")
     assert json.loads(cell.heard[TASK_STATE.name][-1].data)["seed"] == 11
+
+
+def test_a_randomised_scene_is_told_at_every_reset(ros: Any) -> None:
+    """Camera poses as drawn for the seed, on /tf_static; what is randomised, in the task state."""
+    cell = Cell(ros, randomise_camera=1.0, seed=4)
+
+    def told() -> list[tuple[float, float, float]]:
+        moves = [t for m in cell.heard[TF_STATIC.name] for t in m.transforms]
+        places = [t.transform.translation for t in moves if t.child_frame_id == optical_frame("front_left")]
+        return [(p.x, p.y, p.z) for p in places]
+
+    cell.until(told, "the cameras' poses")
+    cell.node.set_parameters([Parameter("seed", value=5)])
+    assert cell.trigger(SIM_RESET).success
+    cell.until(lambda: len(told()) > 1 and cell.heard[TASK_STATE.name], "the cameras' new poses")
+    config = SimulationConfig(look="primitive", cameras=CAMERAS, randomise_camera=1.0)
+    draw = Randomiser(config.randomisation, World(config.task, look="primitive").model, config.camera_configs())
+    np.testing.assert_allclose(told()[0], draw.scene(4).cameras["front_left"].position_m)
+    np.testing.assert_allclose(told()[-1], draw.scene(5).cameras["front_left"].position_m)
+    assert json.loads(cell.heard[TASK_STATE.name][-1].data)["randomised"]["camera"] == 1.0
 
 
 def test_the_clock_waits_for_the_command_that_is_due_while_commands_flow(ros: Any) -> None:
