@@ -94,6 +94,9 @@ class LeaderMotors:
         0.1, "a reading counts for this long; the followers hold while there is none", unit="s",
         minimum=0.02, maximum=2.0,
     )  # fmt: skip
+    silent_s: float = param(
+        0.5, "a leader that has not answered for this long is set up anew", unit="s", minimum=0.1, maximum=30.0
+    )
     drive_current: int = param(
         400, "limit of the current while a leader is driven; enough to lift it, and no more", unit="2.69 mA",
         minimum=20, maximum=1193,

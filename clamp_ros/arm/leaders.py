@@ -17,7 +17,6 @@ from clamp_ros.arm.units import GRIPPER
 from clamp_ros.contract.errors import ArmError
 from clamp_ros.contract.robot import ARM_SLICES, ARMS
 
-_SILENT_S = 0.5
 _RETRY_S = 1.0
 _ARRIVED_RAD = 0.03
 _BEHIND_RAD = 0.35
@@ -189,7 +188,7 @@ class Leaders:
         side.wish = wish
 
     def _unanswered(self, side: _Side, error: ArmError) -> None:
-        if not side.ready or time.monotonic() - side.answered_s > _SILENT_S:
+        if not side.ready or time.monotonic() - side.answered_s > self._motors.silent_s:
             side.problem, side.ready = str(error), False
 
     def _let_go(self, side: _Side) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hardware_emulation.leaders import Hands, leader
-from hardware_emulation.servos import Emulator
 from std_srvs.srv import SetBool, Trigger
 from tiny_artifact import build_tiny_artifact
 
@@ -36,6 +34,7 @@ from clamp_ros.record.episode import Episode
 from clamp_ros.ros.convert import joints_from_message
 from clamp_ros.ros.run import subscribe
 
+LEADERS = Path(__file__).parents[1] / "hardware_emulation" / "leaders.py"
 TASK = "mug_on_plate_easy"
 TIMEOUT_S = 240.0
 RIGHT_WAIST = 7
@@ -43,7 +42,7 @@ PATIENT: dict[str, Any] = {
     "mujoco_node": {"look": "primitive"},
     "control_node": {"stale_after_s": 1.0},
     "teleop_node": {
-        "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "drive_rad_s": 2.0},
+        "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 20.0},
         "law": {"leader_lost_s": 5.0, "take_s": 30.0, "align_s": 120.0},
         "command_timeout_s": 5.0,
         "answer_s": 120.0,
@@ -57,17 +56,21 @@ def leaders(tmp_path: Path) -> Iterator[list[str]]:
     """Launch arguments that find two emulated leaders, whose hands swing the right waist."""
     rows = np.tile(REST_POSE, (3000, 1))
     rows[:, RIGHT_WAIST] = 0.3 * np.sin(np.arange(3000) * 0.02)
-    hands = Hands(rows)
-    buses = {arm: leader() for arm in ARMS}
-    for arm, bus in buses.items():
-        hands.take(arm, bus)
-        (tmp_path / f"leader_{arm}").symlink_to(bus.port)
+    np.save(tmp_path / "hands.npy", rows)
     sections = {name: {"ros__parameters": values} for name, values in PATIENT.items()}
     config = tmp_path / "patient.yaml"
     config.write_text(json.dumps(sections))  # JSON is YAML
-    with Emulator(*buses.values()):
-        found = [f"leaders:={tmp_path / 'leader'}", f"config:={config}"]
+    prefix = tmp_path / "leader"
+    emulation = subprocess.Popen([sys.executable, LEADERS, prefix, tmp_path / "hands.npy"], stdout=subprocess.PIPE)
+    try:
+        assert emulation.stdout is not None
+        for arm in ARMS:
+            assert f"leader_{arm} -> " in emulation.stdout.readline().decode()
+        found = [f"leaders:={prefix}", f"config:={config}"]
         yield [*found, "record:=true", f"record_to:={tmp_path / 'bags'}"]
+    finally:
+        emulation.kill()
+        emulation.communicate()
 
 
 def _bag(tmp_path: Path) -> Path:
