@@ -102,7 +102,7 @@ def allocate(threads: int, grid: Grid, pixels: int, width: int) -> Buffers:
         sums=np.zeros((threads, grid.max_points, 4), np.uint32),
         line=np.zeros((threads, 3, width), np.int32),
         line_rays=np.zeros((threads, 3, width), np.float64),
-        places=np.zeros((threads, 4, CHUNK), np.int64),
+        places=np.zeros((threads, 6, CHUNK), np.int64),
         hists=np.zeros((threads, HIST_BINS), np.int64),
         depth=np.zeros(pixels, np.uint16),
         occupied_all=np.zeros((ids + 63) // 64, np.int64),
