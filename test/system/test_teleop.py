@@ -1,4 +1,4 @@
-"""Sessions of teleoperation as a user starts them: emulated leaders on the wire, the simulation for the robot."""
+"""A session of teleoperation as a user starts it: emulated leaders on the wire, the simulation for the robot."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 from std_srvs.srv import SetBool, Trigger
-from tiny_artifact import build_tiny_artifact
 
-from clamp_ros.bringup.session import START_TIMEOUT_S, Session
+from clamp_ros.bringup.session import START_TIMEOUT_S
 from clamp_ros.contract.interfaces import (
     CONTROL_SOURCE,
     CONTROL_STATUS,
     JOINT_COMMANDS,
     JOINT_STATES,
     LEADER_STATES,
-    RECORD_START,
-    RECORD_STOP,
     TELEOP_START,
     TELEOP_STATUS,
     TELEOP_STOP,
 )
-from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.contract.robot import ARMS, REST_POSE, VELOCITY_LIMITS
 from clamp_ros.record import messages
 from clamp_ros.record.episode import Episode
 from clamp_ros.ros.convert import joints_from_message
@@ -89,44 +86,6 @@ def _no_jumps(bag: Path) -> None:
         rows = [messages.decode_joints(cdr)[:2] for _, cdr in episode.messages(JOINT_COMMANDS.name)]
     elapsed_s = np.diff([stamp for stamp, _ in rows])[:, None] / 1e9
     assert (np.abs(np.diff([pose for _, pose in rows], axis=0)) <= VELOCITY_LIMITS * elapsed_s + 1e-9).all()
-
-
-@pytest.mark.slow
-def test_a_person_takes_over_from_the_policy_and_hands_back(tmp_path, leaders):
-    target = np.tile(REST_POSE, (CHUNK_SIZE, 1))
-    target[:, 0] = 0.2 * np.sin(np.linspace(0.0, 4.0 * np.pi, CHUNK_SIZE))  # its left waist is never at rest
-    build_tiny_artifact(tmp_path / "tiny", target=target, task=TASK)
-    words = ["sim:=true", f"task:={TASK}", f"policy:={tmp_path / 'tiny'}", "takeover:=true", *leaders]
-    log = tmp_path / "log.txt"
-    with Session(words, log) as session:
-        said: dict[str, str] = {}
-        measured: list[np.ndarray] = []
-        subscribe(session.node, CONTROL_STATUS, lambda message: said.update(control=message.message))
-        subscribe(session.node, CONTROL_SOURCE, lambda message: said.update(source=message.frame_id))
-        subscribe(session.node, TELEOP_STATUS, lambda message: said.update(teleop=message.message))
-        subscribe(session.node, JOINT_STATES, lambda message: measured.append(joints_from_message(message)))
-
-        def moves(joint: int) -> None:
-            measured.clear()
-            session.spin_until(
-                lambda: measured and np.ptp(measured, axis=0)[joint] > 0.05, TIMEOUT_S, f"joint {joint} to move"
-            )
-
-        session.spin_until(lambda: said.get("control") == "running", START_TIMEOUT_S, "the policy")
-        session.spin_until(lambda: said.get("teleop") == "idle", TIMEOUT_S, "the leaders")
-        session.call(RECORD_START)
-        moves(0)
-        session.call(TELEOP_START)
-        session.spin_until(lambda: said["teleop"] == "following", TIMEOUT_S, "the followers to follow")
-        moves(RIGHT_WAIST)
-        assert np.ptp(measured, axis=0)[0] < 0.05, "the policy has let go of the left waist"
-        session.call(TELEOP_STOP, data=True)
-        session.spin_until(lambda: said["source"] == "policy" and said["control"] == "running", TIMEOUT_S, "the policy")
-        moves(0)
-        session.call(RECORD_STOP, data=True)
-    assert _sources(_bag(tmp_path)) == ["policy", "teleop", "policy"], "the intervention is marked"
-    _no_jumps(_bag(tmp_path))
-    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow
