@@ -12,7 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from faults.stack import Mark, Stack, SystemEndedError, held_since_s, largest_step
+from faults.seen import Mark, held_since_s, largest_step
+from faults.stack import Stack, SystemEndedError
 
 from clamp_ros.contract.errors import ClampError
 from clamp_ros.contract.interfaces import RECORD_START, RECORD_STOP

@@ -7,9 +7,7 @@ from a node of its own: commands, joint states, statuses, /diagnostics, the log,
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -18,17 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
+from faults.seen import QUIET_S, STILL_RAD, Joints, Mark, Seen, WatchedBus, rows_has, spread, travel
 from hardware_emulation.rig import GRIPPER
-from hardware_emulation.servos import Emulator, ServoBus, follower
+from hardware_emulation.servos import Emulator
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -64,72 +61,14 @@ LENS = Lens(64, 48, 50.0, 31.5, 23.5)
 CAMERAS = ("front_left", "back_right")
 WAISTS = (0, 7)
 START_S, AGAIN_S = 240.0, 60.0
-QUIET_S = 0.4
-STILL_RAD = 0.002
 MOVING_RAD = 0.03
 _FLOOD_S = 0.02
-TICK_RAD = 2.0 * math.pi / 4096
-_HELD_S = 0.75 * QUIET_S  # the last goals of a motion that ends may differ by less than `STILL_RAD`
 _KEPT_S = 60.0
 _ATTEMPTS, _NEAR_RAD = 20, 0.4
 _IS_ARM = [i for i in range(14) if i % 7 != 6]
 
-Joints = NDArray[np.float64]
-
-
 class SystemEndedError(ClampError):
     """The system ended, or does not do what is waited for."""
-
-
-class WatchedBus(ServoBus):
-    """A bus that writes down every change of the motors' goals: what the arm is really told."""
-
-    def __init__(self) -> None:
-        """A follower arm out of the box."""
-        arm = follower()
-        super().__init__(arm.servos)
-        arm.unplug()
-        self.goals: list[tuple[float, Joints]] = []
-
-    def hear(self, data: bytes, now: float) -> list[bytes]:
-        """As its parent; then looks at the goals of the seven masters."""
-        replies = super().hear(data, now)
-        goal = np.array([self[motor].goal_shaft() for motor in (1, 2, 4, 6, 7, 8, 9)]) * TICK_RAD
-        if not self.goals or np.any(goal != self.goals[-1][1]):
-            self.goals.append((now, goal))
-            if len(self.goals) > 20_000:
-                del self.goals[:10_000]
-        return replies
-
-
-@dataclass
-class Mark:
-    """A moment, and what had been seen until then."""
-
-    at_s: float
-    log: int
-    measured: Joints
-
-
-@dataclass
-class Seen:
-    """What the watching node heard, newest last; each with its time of arrival, `time.monotonic`."""
-
-    commands: list[tuple[float, Joints]] = field(default_factory=list)
-    measured: list[tuple[float, Joints]] = field(default_factory=list)
-    said: list[tuple[float, str]] = field(default_factory=list)
-    diagnostics: list[tuple[float, str]] = field(default_factory=list)
-    status: dict[str, str] = field(default_factory=dict)
-    newest_ns: int = 0
-    stamps: dict[str, list[int]] = field(default_factory=lambda: {JOINT_COMMANDS.name: [], JOINT_STATES.name: []})
-
-    def forget(self, before_s: float) -> None:
-        """Drops what is old."""
-        lists: list[list[Any]] = [self.commands, self.measured, self.said, self.diagnostics]
-        for rows in lists:
-            rows[:] = [row for row in rows if row[0] >= before_s]
-        for stamps in self.stamps.values():
-            stamps.clear()
 
 
 class Stack:
@@ -536,61 +475,6 @@ def _hurry() -> None:
         for thread in Path("/proc/self/task").iterdir():
             # not for the system under test, which is started from here
             os.sched_setscheduler(int(thread.name), os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(40))
-
-
-def spread(part: Joints, where: slice) -> Joints:
-    """One arm's joints in a vector of both, NaN elsewhere."""
-    both = np.full(14, np.nan)
-    both[where] = part
-    return both
-
-
-def rows_has(rows: list[tuple[float, Joints]], part: slice) -> bool:
-    """Whether an arm is among rows."""
-    return any(not np.isnan(row[part.start]) for _, row in rows)
-
-
-def travel(rows: list[tuple[float, Joints]]) -> float:
-    """How far the joint that was told most was told to go."""
-    spans = [0.0]
-    for part in (slice(0, 7), slice(7, 14)):
-        own = np.array([row[part] for _, row in rows if not np.isnan(row[part.start])])
-        if len(own) > 1:
-            spans.append(float(np.ptp(own, axis=0).max()))
-    return max(spans)
-
-
-def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float) -> float | None:
-    """When the arms first began to be told nothing else for a while; None if they never were.
-
-    Args:
-        rows: goals since `begin_s`.
-        begin_s: of the fault.
-        end_s: now.
-    """
-    changes = [begin_s]
-    for part in (slice(0, 7), slice(7, 14)):
-        own = [(at_s, row[part]) for at_s, row in rows if not np.isnan(row[part.start])]
-        anchor = own[0][1] if own else None
-        for at_s, goal in own:
-            if anchor is not None and np.abs(goal - anchor).max() > STILL_RAD:
-                anchor = goal
-                changes.append(at_s)
-    changes.sort()
-    for since_s, next_s in itertools.pairwise([*changes, end_s]):
-        if next_s - since_s >= _HELD_S:
-            return since_s
-    return None
-
-
-def largest_step(rows: list[tuple[float, Joints]]) -> float:
-    """The largest change from one goal to the next, over both arms."""
-    steps = [0.0]
-    for part in (slice(0, 7), slice(7, 14)):
-        own = np.array([row[part] for _, row in rows if not np.isnan(row[part.start])])
-        if len(own) > 1:
-            steps.append(float(np.abs(np.diff(own, axis=0))[:, :6].max()))
-    return max(steps)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from faults.matrix import Expect, Fault, Outcome, Row, nothing
-from faults.stack import STILL_RAD, TICK_RAD, Joints, Stack
+from faults.seen import STILL_RAD, TICK_RAD, Joints
+from faults.stack import Stack
 from hardware_emulation.servos import Joint, Servo
 
 from clamp_ros.arm.registers import XC430_W150

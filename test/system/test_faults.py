@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from faults import matrix, robot_faults, sim_faults, start_faults
 from faults.matrix import Expect, Fault
-from faults.stack import Stack, held_since_s, largest_step, running
+from faults.seen import held_since_s, largest_step
+from faults.stack import Stack, running
 
 SHORT = ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN")
 
