@@ -79,7 +79,7 @@ class Observation:
     cloud: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        shape = self.views.shape if isinstance(self.views, np.ndarray) else ()
+        shape: tuple[int, ...] = self.views.shape if isinstance(self.views, np.ndarray) else ()
         tiled = len(shape) == 3 and 0 < shape[0] <= shape[1] and shape[1] % shape[0] == 0
         _check(self.views, (shape[0], shape[1], 4) if tiled else TILED_SHAPE, np.float32, "views")
         if self.cloud is not None:

@@ -18,7 +18,7 @@ from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ, GRIPPER_INDICES
 from clamp_ros.contract.tasks import TASK_NAMES
-from clamp_ros.evaluate import wilson_interval
+from clamp_ros.score.statistics import wilson_interval
 from clamp_ros.sim.experts import make_expert
 from clamp_ros.sim.experts.gripping import OPEN_M
 from clamp_ros.sim.world import World

@@ -373,6 +373,7 @@ def test_unfrozen_encoders_are_written_beside_the_policy(store: Store, tmp_path:
     train_policy(tiny, store, None, tmp_path / "encoders.safetensors", tmp_path / "run")
     tuned, metadata = load_encoders(tmp_path / "run" / "encoders.safetensors", tiny)
     assert metadata["step"] == 7
+    assert isinstance(tuned.image, ImageEncoder) and isinstance(model.image, ImageEncoder)
     assert (tuned.image.embed.weight - model.image.embed.weight).abs().max() > 1e-5
     assert model.text is not None and tuned.text is not None
     torch.testing.assert_close(tuned.text.embed.weight, model.text.embed.weight)

@@ -109,6 +109,7 @@ def test_from_store_to_an_artifact_that_infers_like_torch(store_folder: Path, en
         def denoise(noisy: np.ndarray, step: int) -> np.ndarray:
             return policy.denoise(torch.from_numpy(noisy), torch.tensor([step]), context).numpy()
 
+        assert artifact.manifest.diffusion is not None
         schedule = artifact.manifest.diffusion.noise_schedule()
         expected = sample(denoise, (1, 50, 14), np.random.default_rng(7), schedule, 5)
     # the cached tokens of training are float16
