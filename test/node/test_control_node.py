@@ -359,18 +359,19 @@ def test_a_person_takes_over_and_hands_back_and_the_arms_follow_whoever_is_selec
     subscribe(cell.node, CONTROL_SOURCE, told.append)
     running(cell)
     cell.ros.spin_until(lambda: told and targets.get_subscription_count(), what="discovery")
-    held = cell.advance()
-    assert select(cell, "teleop").successful
-    for _ in range(3):
-        np.testing.assert_array_equal(cell.advance(), held)  # the policy's chunk is void, and no target is there yet
-    cell.says("holding", "no teleop target yet")
+    cell.advance()
     taken = cell.now
+    assert select(cell, "teleop").successful
+    held = cell.advance(10)  # the policy's chunk is void, and no target is there yet: it brakes, and stays
+    for _ in range(3):
+        np.testing.assert_array_equal(cell.advance(), held)
+    cell.says("holding", "no teleop target yet")
     pose = held.copy()
     for _ in range(10):
-        pose[1] += 0.01
+        pose[1] += 0.005
         targets.publish(joint_state_message(pose, cell.now * T))
         cell.wait_for_target(pose)
-        np.testing.assert_allclose(cell.advance(), pose, atol=1e-9)
+        np.testing.assert_allclose(cell.advance(), pose, atol=0.003)  # behind, as long as it gains speed
     cell.says("running")
     last = cell.advance(8)
     np.testing.assert_allclose(last, pose, atol=1e-9)
@@ -383,7 +384,7 @@ def test_a_person_takes_over_and_hands_back_and_the_arms_follow_whoever_is_selec
     cell.says("running")
     cell.ros.spin_until(lambda: len(told) > 2, what="the sources")
     assert [message.frame_id for message in told] == ["policy", "teleop", "policy"]
-    assert stamp_ns(told[1].stamp) == (taken - 2) * T  # the first tick after it was selected
+    assert stamp_ns(told[1].stamp) == (taken + 1) * T  # the first tick after it was selected
 
 
 def test_a_stream_that_was_stopped_is_not_followed_again_by_itself(cell: Cell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -39,7 +40,7 @@ from clamp_ros.ros.run import advertise, serve, subscribe
 
 TIMEOUT_S = 60.0
 LEADERS = {f"{arm}.{name}": value for arm in ARMS for name, value in HANDLE.items()} | {
-    "motors.reply_s": 0.05, "motors.retry_s": 0.2, "motors.watchdog_s": 2.5, "motors.fresh_s": 1.0,
+    "motors.reply_s": 0.05, "motors.retry_s": 0.5, "motors.watchdog_s": 2.5, "motors.fresh_s": 1.0,
     "motors.drive_rad_s": 2.0,
 }  # fmt: skip
 PATIENT = {
@@ -116,7 +117,7 @@ class Cell:
             if time.monotonic() > deadline:
                 pytest.fail(f"waited {TIMEOUT_S:g} s in vain for {what}")
             self.advance()
-            self.ros.executor.spin_once(timeout_sec=0.002)
+            self.ros.executor.spin_once(timeout_sec=0.01)
 
     def says(self, text: str) -> None:
         self.until(lambda: self.said and text in self.said[-1], f"{text!r}")
@@ -137,15 +138,17 @@ class Cell:
 @pytest.fixture
 def buses() -> Iterator[dict[str, ServoBus]]:
     both = {arm: leader() for arm in ARMS}
-    with Emulator(*both.values()):
-        yield both
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)  # servos, drivers and nodes share this process, and its turns are long
+    try:
+        with Emulator(*both.values()):
+            yield both
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_session_from_emulated_leaders(ros, buses):
     swing = [REST_POSE + SWING * np.sin(t) for t in np.linspace(0.0, 30.0, 1500)]
-    hands = Hands(np.array(swing))
-    for arm, bus in buses.items():
-        hands.take(arm, bus)
     cell = Cell(ros, buses).with_control()
     cell.follow()
     assert cell.sources == ["policy", "teleop"]
@@ -154,6 +157,10 @@ def test_a_session_from_emulated_leaders(ros, buses):
     np.testing.assert_allclose([pose for _, pose in cell.commands[:count]], np.tile(REST_POSE, (count, 1)), atol=1e-6)
     arms = np.delete(leads - REST_POSE, [6, 13])
     assert np.abs(arms).max() < 0.3, "the leaders came to the followers; from the sleep pose it is 1.3 rad"
+    hands = Hands(np.array(swing))
+    for arm, bus in buses.items():
+        hands.take(arm, bus)
+    hands.begin()
     cell.until(lambda: np.ptp([pose[0] for _, pose in cell.commands]) > 0.3, "the waist to follow")
     cell.until(lambda: abs(cell.leads[-1][7] - cell.pose[7]) < 0.1, "the right waist to follow")
     assert cell.call(TELEOP_STOP, SetBool, data=True).success
@@ -169,9 +176,9 @@ def test_a_session_from_emulated_leaders(ros, buses):
 
 def test_it_says_why_it_cannot_start(ros, buses):
     cell = Cell(ros, buses)
-    cell.until(lambda: cell.leads or cell.teleop._leaders.problem is None, "the leaders")
+    cell.until(lambda: cell.teleop._leaders.problem is None, "the leaders")
     answer = cell.call(TELEOP_START)
-    assert (answer.success, "does control_node run" in answer.message) == (False, True)
+    assert not answer.success and "does control_node run" in answer.message, answer.message
     cell.with_control()
     assert cell.call(CONTROL_ESTOP).success
     cell.until(lambda: cell.teleop._stopped, "the stop")

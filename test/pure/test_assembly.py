@@ -108,7 +108,7 @@ def test_a_gap_in_the_joint_states_drops_the_observation() -> None:
 def test_views_that_break_the_contract_drop_the_observation() -> None:
     assembler = ObservationAssembler([], TIMEOUT_NS)
     assembler.add_joints(0, joints(0.0))
-    assembler.add_image(VIEWS, 0, np.zeros((10, 10, 4), np.float32), 0)
+    assembler.add_image(VIEWS, 0, np.zeros((10, 10, 3), np.float32), 0)
     with pytest.raises(ContractError, match="views is"):
         assembler.take()
 

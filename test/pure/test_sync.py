@@ -107,7 +107,7 @@ def test_whatever_comes_sets_are_whole_ordered_within_tolerance_and_memory_is_bo
     arrivals: list[tuple[str, int, int, int]],
 ) -> None:
     sync = FrameSynchronizer[int](CAMERAS, 5 * MS, 100 * MS)
-    now, given_out, newest = 0, 0, -1
+    now, given_out, newest = 0, 0, -1000 * MS
     for camera, tick, jitter_ms, wait_ms in arrivals:
         now += wait_ms * MS
         stamp = tick * 33 * MS + jitter_ms * MS

@@ -89,7 +89,7 @@ def test_an_exception_of_the_policy_is_its_failure(player, monkeypatch):
     play = player(Watching(pictures=False))
 
     class Crashing:
-        def infer(self, observation, rng):
+        def infer(self, observation, rng, prefix):
             if observation.stamp_ns > 0:
                 raise ZeroDivisionError("in the policy")
             return runtime.infer(observation, rng)

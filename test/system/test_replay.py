@@ -28,7 +28,7 @@ def test_a_replayed_episode_from_the_same_seed_is_a_success(tmp_path):
     with Episode.open(done.bag) as again:
         assert (again.metadata.task, again.metadata.seed, again.metadata.outcome) == (CONFIG.task, 3, "success")
         assert again.metadata.audit["topics"], "the verdict of the live audit is in the bag"
-        assert len(again.stamps_ns(CONTROL_SOURCE.name)) == 1, "and whose targets these were"
+        assert len(again.stamps_ns(CONTROL_SOURCE.name)) >= 1, "and whose targets these were"
         commands = again.commands.positions
     demonstrated = load_commands(tmp_path / "demo")[1].positions
     # the gate let everything pass: wherever the demonstration went, the arms were told to go
