@@ -79,9 +79,9 @@ class Observation:
     cloud: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        shape: tuple[int, ...] = self.views.shape if isinstance(self.views, np.ndarray) else ()
-        tiled = len(shape) == 3 and 0 < shape[0] <= shape[1] and shape[1] % shape[0] == 0
-        _check(self.views, (shape[0], shape[1], 4) if tiled else TILED_SHAPE, np.float32, "views")
+        size = self.views.shape[:2] if isinstance(self.views, np.ndarray) and self.views.ndim == 3 else (0, 0)
+        tiled = 0 < size[0] <= size[1] and size[1] % size[0] == 0
+        _check(self.views, (*size, 4) if tiled else TILED_SHAPE, np.float32, "views")
         if self.cloud is not None:
             _check(self.cloud, (len(self.cloud), 3), np.float32, "cloud")
             _check_finite(self.cloud, "cloud")
