@@ -110,7 +110,8 @@ def test_a_session_of_clamp_teleop_is_an_episode(ros, tmp_path, leaders):
     )  # fmt: skip
     try:
         until(lambda: "no teleop target" in said.get("control", "") and said.get("teleop") == "idle", "the system")
-        assert ros.call(peer, Trigger, TELEOP_START.name, timeout_s=TIMEOUT_S).success
+        # it refuses as long as the recorder is not up, and a user asks again
+        until(lambda: ros.call(peer, Trigger, TELEOP_START.name, timeout_s=TIMEOUT_S).success, "the start")
         until(lambda: said["teleop"] == "following", "the followers to follow")
         measured.clear()
         until(lambda: measured and np.ptp(measured, axis=0)[RIGHT_WAIST] > 0.3, "the right waist to follow the hand")
