@@ -62,6 +62,7 @@ class RealSense:
         settings: CameraSettings,
         report: Callable[[str, str, int], None],
         opening: AbstractContextManager[Any] | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Nothing is opened yet.
 
@@ -70,6 +71,7 @@ class RealSense:
             settings: which device, and how it is set.
             report: told (counter, message, amount) of frames that were dropped, frozen or late.
             opening: entered around each call of the SDK that may take long, so that one camera at a time does so.
+            clock: the host's clock, in ns, by which a frame's arrival is known.
 
         Raises:
             ConfigError: there is neither a serial number nor a recording, or no SDK.
@@ -85,6 +87,7 @@ class RealSense:
         self._settings = settings
         self._report = report
         self._opening = opening or nullcontext()
+        self._clock_ns = clock
         self._rs = sdk()
         self._pipeline: Any = None
         self._stamp_ns = 0
@@ -128,7 +131,7 @@ class RealSense:
             raise CameraError(f"{self.name} is not open")
         try:
             ok, frames = self._pipeline.try_wait_for_frames(max(1, round(1000 * wait_s)))
-            return self._take(frames, time.monotonic_ns()) if ok else None
+            return self._take(frames, self._clock_ns()) if ok else None
         except RuntimeError as error:
             raise CameraError(f"{self.name} has failed: {error}") from None
 
@@ -210,7 +213,7 @@ class RealSense:
             return None
         synchronised = depth.get_frame_timestamp_domain() in self._synchronised
         if synchronised:  # to the clock that no one sets
-            depth_ns += time.monotonic_ns() - time.time_ns()
+            depth_ns += self._clock_ns() - time.time_ns()
         stamp_ns = self._clock.host_ns(depth_ns, arrival_ns, synchronised)
         if self._warmup > 0:
             self._warmup -= 1
