@@ -91,7 +91,7 @@ class ArmPath:
     """
 
     def __init__(self, arm: str, joints: NDArray[np.float64], speed: float = 1.0) -> None:
-        self._arm = arm
+        self.arm = arm
         self._joints = np.array(joints, dtype=np.float64)
         self._speed = speed
         self._start_pose, _ = forward(arm, self._joints[ARM_SLICES[arm]][: len(ARM_JOINTS)])
@@ -106,6 +106,11 @@ class ArmPath:
     def start_pose(self) -> NDArray[np.float64]:
         """(4, 4) world_from_gripper at the start."""
         return self._start_pose
+
+    @property
+    def end_s(self) -> float:
+        """When the moves so far end."""
+        return self._end_s
 
     @property
     def ticks(self) -> int:
@@ -127,7 +132,7 @@ class ArmPath:
             grip_m: finger position at the end of the move.
             blend_s: how long before the end of the move before this one begins.
         """
-        cylinder = self._cylinder if pose is None else _split(self._arm, pose)
+        cylinder = self._cylinder if pose is None else _split(self.arm, pose)
         grip_m = self._grip_m if grip_m is None else grip_m
         start_s = max(self._end_s - blend_s / self._speed, 0.0)
         shift = cylinder - self._cylinder
@@ -137,24 +142,28 @@ class ArmPath:
         if cylinder[3] != 0.0:
             self._planar_until_s = min(self._planar_until_s, start_s)
 
+    def wait_until(self, time_s: float) -> None:
+        """Stays where it is until a time, if that is later than the end of the moves so far."""
+        self._end_s = max(self._end_s, time_s)
+
     def seconds_to(self, pose: NDArray[np.float64]) -> float:
         """A comfortable duration, at speed 1, of a move from the last pose to this one: by the joint that travels most.
 
         Raises:
             SimulationError: the pose is out of reach.
         """
-        rest = REST_POSE[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
-        cylinder = _split(self._arm, pose)
+        rest = REST_POSE[ARM_SLICES[self.arm]][: len(ARM_JOINTS)]
+        cylinder = _split(self.arm, pose)
         # an end in the arm's plane is solved in it, from rest; one off the plane in the branch of the other end
         ends = sorted((self._cylinder, cylinder), key=lambda end: bool(end[3] != 0.0))
-        first = solve(self._arm, _join(self._arm, ends[0]), rest, planar=ends[0][3] == 0.0)
-        travel = np.abs(solve(self._arm, _join(self._arm, ends[1]), first, planar=ends[1][3] == 0.0) - first)
-        limits = VELOCITY_LIMITS[ARM_SLICES[self._arm]][: len(ARM_JOINTS)]
+        first = solve(self.arm, _join(self.arm, ends[0]), rest, planar=ends[0][3] == 0.0)
+        travel = np.abs(solve(self.arm, _join(self.arm, ends[1]), first, planar=ends[1][3] == 0.0) - first)
+        limits = VELOCITY_LIMITS[ARM_SLICES[self.arm]][: len(ARM_JOINTS)]
         return max(_SHORTEST_MOVE_S, PEAK_OVER_MEAN * float((travel / limits).max()) / COMFORT)
 
     def pose_at(self, time_s: float) -> tuple[NDArray[np.float64], float]:
         """world_from_gripper (4, 4) and finger position at a time."""
-        cylinder = _split(self._arm, self._start_pose)
+        cylinder = _split(self.arm, self._start_pose)
         grip_m = self._start_grip_m
         for move in self._moves:
             if time_s <= move.start_s:
@@ -162,7 +171,7 @@ class ArmPath:
             share = float(minimum_jerk((time_s - move.start_s) / move.duration_s))
             cylinder = cylinder + share * move.shift
             grip_m += share * move.grip_m
-        return _join(self._arm, cylinder), grip_m
+        return _join(self.arm, cylinder), grip_m
 
     def joint_targets(self) -> NDArray[np.float64]:
         """(T, 14) joint targets, one a control tick, from the first tick after the start to the end of the last move.
@@ -174,12 +183,12 @@ class ArmPath:
         """
         count = self.ticks
         targets = np.tile(self._joints, (count, 1))
-        columns = ARM_SLICES[self._arm]
+        columns = ARM_SLICES[self.arm]
         seed = self._joints[columns][: len(ARM_JOINTS)]
         for row in range(count):
             time_s = (row + 1) / CONTROL_RATE_HZ
             pose, grip_m = self.pose_at(time_s)
-            seed = solve(self._arm, pose, seed, planar=time_s <= self._planar_until_s)
+            seed = solve(self.arm, pose, seed, planar=time_s <= self._planar_until_s)
             targets[row, columns] = (*seed, np.clip(grip_m, *_GRIP_LIMITS_M))  # sums of moves are off by a rounding
         speeds = np.abs(np.diff(targets, axis=0, prepend=self._joints[None])) * CONTROL_RATE_HZ
         too_fast = speeds.max(axis=0) > _SPEED_MARGIN * VELOCITY_LIMITS
@@ -190,3 +199,18 @@ class ArmPath:
                 f"{VELOCITY_LIMITS[np.flatnonzero(too_fast)].tolist()}; make the moves longer"
             )
         return targets
+
+
+def together(first: ArmPath, second: ArmPath) -> NDArray[np.float64]:
+    """(T, 14) joint targets of both arms at the same time; the one that ends sooner then rests.
+
+    Raises:
+        SimulationError: as of `ArmPath.joint_targets`.
+    """
+    paths = {path.arm: path.joint_targets() for path in (first, second)}
+    count = max(len(targets) for targets in paths.values())
+    rows = np.minimum(np.arange(count)[:, None], [len(targets) - 1 for targets in paths.values()])
+    merged = np.empty((count, len(JOINT_NAMES)))
+    for column, (arm, targets) in enumerate(paths.items()):
+        merged[:, ARM_SLICES[arm]] = targets[rows[:, column], ARM_SLICES[arm]]
+    return merged

@@ -45,16 +45,18 @@ class Rod:
         height_m: of the line above its underside.
         half_width_m: across the line, where a gripper takes it.
         grip_m: where along the line a gripper takes it.
+        hands_m: where along the line two grippers can hold it at the same time; None where there is no room for two.
     """
 
     length_m: float
     height_m: float
     half_width_m: float
     grip_m: float
+    hands_m: tuple[float, float] | None = None
 
 
 RODS = {
-    "pen": Rod(PEN_LENGTH_M, 0.0065, 0.0065, 0.0),
+    "pen": Rod(PEN_LENGTH_M, 0.0065, 0.0065, 0.0, (-0.045, 0.012)),  # not by its clip
     "screwdriver": Rod(SCREWDRIVER_LENGTH_M, 0.0125, 0.0125, -0.005),
     "can_opener": Rod(CAN_OPENER_LENGTH_M, 0.0085, 0.018, 0.010),
     "magnifier": Rod(0.140, 0.0045, 0.027, 0.0),
