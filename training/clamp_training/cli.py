@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         train.add_argument(
             "--threads", type=int, help="of torch (default: the cores, shared by this machine's processes)"
         )
+        train.add_argument("--seed", type=int, help="of the run (default: the experiment's)")
         if name == "encoders":
             continue
         train.add_argument(
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("--store", type=Path, required=True, help="the demonstrations, for the cameras' intrinsics")
     export.add_argument("--out", type=Path, required=True, help="the artifact's folder")
+    export.add_argument("--task", help="what the policy does (default: the experiment's task)")
     export.add_argument("--data", default="", help="a sentence for the model card: what the data is")
     export.add_argument("--commands", type=Path, help="a text file of the commands used, for the model card")
 
@@ -118,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from clamp_training.export import export_all
         from clamp_training.store import Store
 
+        if options.task is not None:
+            experiment = dataclasses.replace(experiment, task=options.task)
         commands = options.commands.read_text().splitlines() if options.commands else []
         training = {"data": options.data, "commands": commands}
         store = Store([options.store], slice(1))
@@ -139,6 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.verb != "encoders" and options.keep_every < 0:
         raise ConfigError(f"--keep-every is {options.keep_every}, expected a number of steps, or 0 for none")
+    if options.seed is not None:
+        part = "encoders" if options.verb == "encoders" else "training"
+        experiment = dataclasses.replace(
+            experiment, **{part: dataclasses.replace(getattr(experiment, part), seed=options.seed)}
+        )
     if not len(store):
         raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
     with joined() as processes:
