@@ -7,115 +7,30 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, JOINTS, VELOCITY_LIMIT, MotorSpec, eeprom_settings
+from clamp_ros.arm import setup
+from clamp_ros.arm.aloha2 import JOINTS, VELOCITY_LIMIT, MotorSpec, eeprom_settings
 from clamp_ros.arm.bus import Bus
 from clamp_ros.arm.registers import WATCHDOG_TRIPPED, WATCHDOG_UNIT_S, Model, hardware_errors
-from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, VOLT_PER_UNIT, ArmUnits, gripper_map, rad_from_ticks
-from clamp_ros.contract.config import check, param
-from clamp_ros.contract.errors import ArmError, ConfigError
+from clamp_ros.arm.settings import MotorConfig, Side
+from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, VOLT_PER_UNIT, rad_from_ticks
+from clamp_ros.contract.errors import ArmError
 from clamp_ros.contract.robot import JOINTS_PER_ARM, LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
 
 _LOWER, _UPPER = LOWER_LIMITS[:JOINTS_PER_ARM], UPPER_LIMITS[:JOINTS_PER_ARM]
 _VELOCITY = VELOCITY_LIMITS[:JOINTS_PER_ARM]
 _MAX_ELAPSED_S = 0.04
 """A cycle that comes late may move further, but no further than in this time."""
-_SHADOW_TICKS = 8
-_MAX_HOMING_TICKS = 1024
 _REBOOT_S = 3.0
 _UNSEEN = 3
 """Turns in which a motor was asked in vain, after which that is a fault."""
 _MONITORED = (
     "torque_enable", "hardware_error_status", "bus_watchdog", "present_input_voltage", "present_temperature",
 )  # fmt: skip
-
-
-class Side(Protocol):
-    """What an arm has to know about itself."""
-
-    @property
-    def port(self) -> str:
-        """Path of its bus."""
-        ...
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """Of its motors, in the order of its specs."""
-        ...
-
-    def units(self) -> ArmUnits:
-        """Its conversions."""
-        ...
-
-
-@dataclass(frozen=True)
-class SideConfig:
-    """Parameters of one arm."""
-
-    port: str = param("/dev/ttyDXL_follower_left", "serial port of the arm's bus")
-    ids: tuple[int, ...] = param(
-        FOLLOWER_IDS, f"motor ids in the order {', '.join(spec.name for spec in FOLLOWER)}", minimum=0, maximum=252
-    )
-    joint_signs: tuple[int, ...] = param(
-        (1,) * 6, "direction of each arm joint over its motor's; 1 with ALOHA 2's drive modes", choices=(-1, 1)
-    )
-    joint_offsets_rad: tuple[float, ...] = param(
-        (0.0,) * 6, "angle of each arm joint at its motor's centre", unit="rad", minimum=-0.5, maximum=0.5
-    )
-    gripper_touch_rad: float = param(
-        0.0, "angle of the gripper's motor where the empty pads touch; calibrate it", unit="rad",
-        minimum=-3.15, maximum=3.15,
-    )  # fmt: skip
-    gripper_open_rad: float = param(
-        0.0, "angle of the gripper's motor where it is wide open; calibrate it", unit="rad", minimum=-3.15, maximum=3.15
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if len(self.ids) != len(FOLLOWER) or len(set(self.ids)) != len(self.ids):
-            raise ConfigError(f"ids is {self.ids}, expected {len(FOLLOWER)} different ones")
-
-    def units(self) -> ArmUnits:
-        """The arm's conversions.
-
-        Raises:
-            ClampError: the gripper is not calibrated, or a list has the wrong length.
-        """
-        return ArmUnits(
-            self.joint_signs, self.joint_offsets_rad, gripper_map(self.gripper_touch_rad, self.gripper_open_rad)
-        )
-
-
-@dataclass(frozen=True)
-class MotorConfig:
-    """Parameters of the motors, of both arms alike."""
-
-    reply_s: float = param(
-        0.006, "how long a motor may take to answer, USB included", unit="s", minimum=0.001, maximum=0.1
-    )
-    retry_s: float = param(
-        0.02, "an instruction is repeated for this long before it counts as failed", unit="s", minimum=0.0, maximum=0.5
-    )
-    watchdog_s: float = param(
-        0.1, "the motors stop by themselves after hearing nothing for this long", unit="s", minimum=0.02, maximum=2.5
-    )
-    gripper_current: int = param(250, "limit of the gripper's current", unit="2.69 mA", minimum=20, maximum=500)
-    position_p: tuple[int, ...] = param((800,) * 7, f"P gain of {', '.join(JOINTS)}", minimum=0, maximum=16383)
-    position_i: tuple[int, ...] = param((0,) * 7, "I gain, likewise", minimum=0, maximum=16383)
-    position_d: tuple[int, ...] = param((0,) * 7, "D gain, likewise", minimum=0, maximum=16383)
-    torque_off_to_configure: bool = param(
-        False, "let go of the arms at start where a setting differs that can only be written without torque"
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        for name in ("position_p", "position_i", "position_d"):
-            if len(getattr(self, name)) != JOINTS_PER_ARM:
-                raise ConfigError(f"{name} has {len(getattr(self, name))} values, expected {JOINTS_PER_ARM}")
 
 
 class ArmSample(NamedTuple):
@@ -161,7 +76,6 @@ class Arm:
         notes: what was changed in the motors' memory since the start, in words.
     """
 
-    SPECS: ClassVar[tuple[MotorSpec, ...]] = FOLLOWER
     ALSO: ClassVar[tuple[Model, ...]] = ()
     """Models that a motor may be of instead of its spec's."""
 
@@ -169,7 +83,7 @@ class Arm:
         self.name = name
         self.units = side.units()
         self.config = config
-        self.specs: dict[int, MotorSpec] = dict(zip(side.ids, self.SPECS, strict=True))
+        self.specs: dict[int, MotorSpec] = dict(zip(side.ids, side.SPECS, strict=True))
         self.bus = Bus(
             side.port, {motor: spec.model for motor, spec in self.specs.items()},
             reply_s=config.reply_s, retry_s=config.retry_s,
@@ -196,8 +110,10 @@ class Arm:
         """A motor in words."""
         return f"{self.name} {self.specs[motor].name} (motor {motor})"
 
-    def _master_id(self, spec: MotorSpec) -> int | None:
-        return None if spec.shadow_of is None else self._ids[spec.shadow_of]
+    def master(self, motor: int) -> int | None:
+        """The motor whose commands a shadow follows; None for one that is no shadow."""
+        master = self.specs[motor].shadow_of
+        return None if master is None else self._ids[master]
 
     # Setting up.
 
@@ -210,75 +126,16 @@ class Arm:
         with self.bus.patient():
             self.bus.open()
             self.bus.identify(self.ALSO)
-            self._configure()
+            setup.configure(self)
             self.read()
             self.hold_here()
 
-    def _configure(self) -> None:
-        """Writes what differs; first the masters, since what is written to them reaches their shadows, too."""
-        for motor in self.specs:
-            self.bus.write(motor, "bus_watchdog", 0)  # where it had run out, goals are locked
-        for _ in range(2):
-            if not (wrong := self._wrong_settings()):
-                break
-            self._write_settings(wrong)
-        if wrong := self._wrong_settings():
-            motor, name, value, found = wrong[0]
-            raise ArmError(f"{self.label(motor)} does not keep {name}: it is {found} after writing {value}")
-        if not self._any_torque():
-            self._align_shadows()
-        for motor in self.specs:
-            for name, value in self._ram_settings(motor).items():
-                if self.bus.read(motor, name) != value:
-                    self.bus.write(motor, name, value)
+    def eeprom_settings(self, motor: int) -> dict[str, int]:
+        """What has to stand in a motor's memory, by register."""
+        return eeprom_settings(self.specs[motor], self.master(motor))
 
-    def _wrong_settings(self) -> list[tuple[int, str, int, int]]:
-        """(motor, register, wanted, found) of the EEPROM."""
-        wrong = []
-        for motor, spec in self.specs.items():
-            wanted = self._eeprom_settings(motor, spec)
-            found = self.bus.read_many(motor, list(wanted))
-            wrong += [(motor, name, value, found[name]) for name, value in wanted.items() if found[name] != value]
-        return wrong
-
-    def _eeprom_settings(self, motor: int, spec: MotorSpec) -> dict[str, int]:
-        return eeprom_settings(spec, self._master_id(spec))
-
-    def _write_settings(self, wrong: list[tuple[int, str, int, int]]) -> None:
-        if self._any_torque():
-            if not self.config.torque_off_to_configure:
-                motor, name, value, found = wrong[0]
-                raise ArmError(
-                    f"{name} of {self.label(motor)} is {found}, not {value} ({len(wrong)} settings differ); they can "
-                    "only be written without torque, and torque is on: lay the arms on their cradles and start with "
-                    "motors.torque_off_to_configure:=true"
-                )
-            self.torque_off()
-        for motor, name, value, found in wrong:
-            self.bus.write(motor, name, value)
-            self.notes.append(f"{name} of {self.label(motor)} set from {found} to {value}")
-
-    def _any_torque(self) -> bool:
-        return any(self.bus.read(motor, "torque_enable") for motor in self.specs)
-
-    def _align_shadows(self) -> None:
-        """Two motors on one joint whose zeros differ would pull against each other: moves the shadow's zero."""
-        for motor, spec in self.specs.items():
-            if (master := self._master_id(spec)) is None:
-                continue
-            apart = self.bus.read(master, "present_position") - self.bus.read(motor, "present_position")
-            if abs(apart) <= _SHADOW_TICKS:
-                continue
-            offset = self.bus.read(motor, "homing_offset") + apart
-            if abs(offset) > _MAX_HOMING_TICKS:
-                raise ArmError(
-                    f"{self.label(motor)} stands {apart} ticks from {self.label(master)}, more than its homing offset "
-                    f"can mend ({_MAX_HOMING_TICKS}); mount its horn anew"
-                )
-            self.bus.write(motor, "homing_offset", offset)
-            self.notes.append(f"homing_offset of {self.label(motor)} set to {offset}")
-
-    def _ram_settings(self, motor: int) -> dict[str, int]:
+    def ram_settings(self, motor: int) -> dict[str, int]:
+        """What a motor has to be told after every start, by register."""
         spec, config = self.specs[motor], self.config
         settings = {
             "position_p_gain": config.position_p[spec.joint],

@@ -19,7 +19,8 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 
 from clamp_ros.arm.arm import gauges
-from clamp_ros.arm.arms import Arms, ArmsConfig, ArmsSample, State
+from clamp_ros.arm.arms import Arms, ArmsSample, State
+from clamp_ros.arm.settings import ArmsConfig
 from clamp_ros.contract.errors import ArmError, ContractError
 from clamp_ros.contract.interfaces import (
     ARMS_HOME,

@@ -7,115 +7,20 @@ is at it. While it is driven, its motors have little current, so that a hand can
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clamp_ros.arm.aloha2 import (
-    FOLLOWER_IDS,
-    LEADER,
-    LEADER_MODELS,
-    SHUTDOWN,
-    VELOCITY_LIMIT,
-    Drive,
-    MotorSpec,
-    eeprom_settings,
-)
-from clamp_ros.arm.arm import Arm, MotorConfig
-from clamp_ros.arm.gravity import GravityModel
+from clamp_ros.arm import setup
+from clamp_ros.arm.aloha2 import LEADER_MODELS, SHUTDOWN, VELOCITY_LIMIT, Drive
+from clamp_ros.arm.arm import Arm
 from clamp_ros.arm.registers import MODE_CURRENT, MODE_CURRENT_POSITION, MODE_POSITION, Model
-from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, RAD_S_PER_UNIT, ArmUnits
-from clamp_ros.contract.config import check, param
-from clamp_ros.contract.errors import ArmError, ConfigError
-from clamp_ros.contract.robot import GripperMap
+from clamp_ros.arm.settings import LeaderMotors, LeaderSide, MotorConfig
+from clamp_ros.arm.units import AMPERE_PER_UNIT, GRIPPER, RAD_S_PER_UNIT
+from clamp_ros.contract.errors import ArmError
 
 _REBOOT_S = 3.0
-
-
-@dataclass(frozen=True)
-class LeaderSide:
-    """Parameters of one leader."""
-
-    port: str = param("/dev/ttyDXL_leader_left", "serial port of the arm's bus")
-    ids: tuple[int, ...] = param(
-        FOLLOWER_IDS, f"motor ids in the order {', '.join(spec.name for spec in LEADER)}", minimum=0, maximum=252
-    )
-    joint_signs: tuple[int, ...] = param(
-        (1,) * 6, "direction of each arm joint over its motor's; 1 with ALOHA 2's drive modes", choices=(-1, 1)
-    )
-    joint_offsets_rad: tuple[float, ...] = param(
-        (0.0,) * 6, "angle of each arm joint at its motor's centre", unit="rad", minimum=-0.5, maximum=0.5
-    )
-    handle_closed_rad: float = param(
-        0.0, "angle of the handle's motor where it is squeezed as far as it goes: the follower grips with its full "
-        "force; calibrate it", unit="rad", minimum=-3.15, maximum=3.15,
-    )  # fmt: skip
-    handle_open_rad: float = param(
-        0.0, "angle of the handle's motor where it is wide open; calibrate it", unit="rad", minimum=-3.15, maximum=3.15
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if len(self.ids) != len(LEADER) or len(set(self.ids)) != len(self.ids):
-            raise ConfigError(f"ids is {self.ids}, expected {len(LEADER)} different ones")
-
-    def units(self) -> ArmUnits:
-        """The leader's conversions, into the followers' units; the handle's is the affine map to the gripper.
-
-        Raises:
-            ClampError: the handle is not calibrated, or a list has the wrong length.
-        """
-        if self.handle_closed_rad == self.handle_open_rad:
-            raise ConfigError(
-                f"handle_closed_rad and handle_open_rad are both {self.handle_open_rad}: measure them on your leader "
-                "(docs/hardware.md, Teleoperation)"
-            )
-        handle = GripperMap(self.handle_closed_rad, self.handle_open_rad)
-        return ArmUnits(self.joint_signs, self.joint_offsets_rad, handle)
-
-
-@dataclass(frozen=True)
-class LeaderMotors:
-    """Parameters of the leaders' motors, of both arms alike."""
-
-    reply_s: float = param(
-        0.006, "how long a motor may take to answer, USB included", unit="s", minimum=0.001, maximum=0.1
-    )
-    retry_s: float = param(
-        0.02, "an instruction is repeated for this long before it counts as failed", unit="s", minimum=0.0, maximum=0.5
-    )
-    watchdog_s: float = param(
-        0.1, "motors that have torque stop by themselves after hearing nothing for this long", unit="s",
-        minimum=0.02, maximum=2.5,
-    )  # fmt: skip
-    fresh_s: float = param(
-        0.1, "a reading counts for this long; the followers hold while there is none", unit="s",
-        minimum=0.02, maximum=2.0,
-    )  # fmt: skip
-    silent_s: float = param(
-        0.5, "a leader that has not answered for this long is set up anew", unit="s", minimum=0.1, maximum=30.0
-    )
-    drive_current: int = param(
-        400, "limit of the current while a leader is driven; enough to lift it, and no more", unit="2.69 mA",
-        minimum=20, maximum=1193,
-    )  # fmt: skip
-    drive_rad_s: float = param(0.6, "top speed while a leader is driven", unit="rad/s", minimum=0.05, maximum=2.0)
-    assist: float = param(
-        0.0, "part of a leader's weight that its motors carry while a person moves it; 0: no torque",
-        minimum=0.0, maximum=1.0,
-    )  # fmt: skip
-    assist_current: int = param(300, "limit of the current that carries it", unit="2.69 mA", minimum=0, maximum=1193)
-    gravity: GravityModel = field(default_factory=GravityModel)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def rest(self) -> Drive:
-        """What the motors do while a person moves the leader."""
-        return Drive.ASSIST if self.assist > 0.0 else Drive.FREE
 
 
 class Leader(Arm):
@@ -125,7 +30,6 @@ class Leader(Arm):
         mode: what its motors do.
     """
 
-    SPECS: ClassVar[tuple[MotorSpec, ...]] = LEADER
     ALSO: ClassVar[tuple[Model, ...]] = LEADER_MODELS
 
     def __init__(self, name: str, side: LeaderSide, motors: LeaderMotors) -> None:
@@ -157,19 +61,20 @@ class Leader(Arm):
             deadline = time.monotonic() + _REBOOT_S
             while broken and self.bus.silent() and time.monotonic() < deadline:
                 pass
-            self._configure()
+            setup.configure(self)
             self.read()
             self.hold_here()
 
-    def _eeprom_settings(self, motor: int, spec: MotorSpec) -> dict[str, int]:
+    def eeprom_settings(self, motor: int) -> dict[str, int]:
         """The operating mode is not among them: it changes with what the motors do."""
-        settings = eeprom_settings(spec, self._master_id(spec)) | {"shutdown": SHUTDOWN}
+        settings = super().eeprom_settings(motor) | {"shutdown": SHUTDOWN}
         del settings["operating_mode"], settings["current_limit"]
         limit = self.bus.models[motor].max_current
         return settings | ({"current_limit": limit} if limit else {})
 
-    def _ram_settings(self, motor: int) -> dict[str, int]:
-        settings = super()._ram_settings(motor) | {
+    def ram_settings(self, motor: int) -> dict[str, int]:
+        """As a follower's, but slowly, and with no current of its own."""
+        settings = super().ram_settings(motor) | {
             "profile_velocity": min(max(round(self._motors.drive_rad_s / RAD_S_PER_UNIT), 1), VELOCITY_LIMIT)
         }
         settings.pop("goal_current", None)
@@ -190,7 +95,7 @@ class Leader(Arm):
             for motor, found in modes.items():
                 if self.bus.read(motor, "operating_mode") != found:
                     self.bus.write(motor, "operating_mode", found)
-            settings = {motor: self._ram_settings(motor) for motor in modes}
+            settings = {motor: self.ram_settings(motor) for motor in modes}
             for name in settings[next(iter(modes))]:  # a change of mode may have reset them
                 self.bus.write_all(name, {motor: values[name] for motor, values in settings.items()})
             self.read()

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.arm.aloha2 import Drive
-from clamp_ros.arm.leader import Leader, LeaderMotors, LeaderSide
+from clamp_ros.arm.leader import Leader
 from clamp_ros.arm.motion import Motion
+from clamp_ros.arm.settings import LeaderMotors, LeaderSide
 from clamp_ros.arm.units import GRIPPER
 from clamp_ros.contract.errors import ArmError
 from clamp_ros.contract.robot import ARM_SLICES, ARMS

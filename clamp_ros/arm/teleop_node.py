@@ -25,8 +25,8 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from clamp_ros.arm.arm import gauges
-from clamp_ros.arm.leader import LeaderMotors, LeaderSide
 from clamp_ros.arm.leaders import Leaders
+from clamp_ros.arm.settings import LeaderMotors, LeaderSide
 from clamp_ros.arm.teleop import State, Teleop, TeleopConfig
 from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import ContractError

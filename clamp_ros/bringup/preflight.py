@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from clamp_ros.arm.aloha2 import FOLLOWER
-from clamp_ros.arm.arm import SideConfig
 from clamp_ros.arm.arm_node import ArmsConfig
 from clamp_ros.arm.bus import Bus
 from clamp_ros.arm.registers import hardware_errors
+from clamp_ros.arm.settings import SideConfig
 from clamp_ros.arm.units import VOLT_PER_UNIT
 from clamp_ros.bringup import graph, up
 from clamp_ros.camera.camera_node import CameraNodeConfig, Opening

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp_ros.arm.arm import SideConfig
-from clamp_ros.arm.arms import Arms, ArmsConfig, ArmsSample, State
+from clamp_ros.arm.arms import Arms, ArmsSample, State
+from clamp_ros.arm.settings import ArmsConfig, SideConfig
 
 SERVOS = Path(__file__).parents[1] / "hardware_emulation/servos.py"
 FAULTS = 10

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.arm.aloha2 import FOLLOWER_IDS, LEADER, SLEEP_RAD
-from clamp_ros.arm.leader import LeaderSide
 from clamp_ros.arm.registers import Model
+from clamp_ros.arm.settings import LeaderSide
 from clamp_ros.contract.robot import ARM_SLICES, ARMS, CONTROL_PERIOD_NS, JOINTS_PER_ARM
 
 if __name__ == "__main__":

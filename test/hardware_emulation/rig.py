@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hardware_emulation.servos import Emulator, ServoBus, follower
 
-from clamp_ros.arm.arm import MotorConfig, SideConfig
-from clamp_ros.arm.arms import Arms, ArmsConfig, ArmsSample, State
+from clamp_ros.arm.arms import Arms, ArmsSample, State
+from clamp_ros.arm.settings import ArmsConfig, MotorConfig, SideConfig
 
 MOTORS: dict[str, Any] = {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5}
 TOGETHER: dict[str, Any] = {"hold_after_s": 0.6, "fault_after_s": 0.9, "speed_rad_s": 2.0}

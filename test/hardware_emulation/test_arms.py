@@ -8,8 +8,9 @@ from hardware_emulation.rig import Cell, cell, wait
 from hardware_emulation.servos import SYNC_WRITE, Joint, Servo, ServoBus
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, HOME_RAD, SLEEP_RAD, eeprom_settings
-from clamp_ros.arm.arms import ArmsConfig, State
+from clamp_ros.arm.arms import State
 from clamp_ros.arm.registers import XM430_W350
+from clamp_ros.arm.settings import ArmsConfig
 from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import ARM_SLICES, GRIPPER_CLOSED_M, JOINT_NAMES, UPPER_LIMITS, VELOCITY_LIMITS
 from clamp_ros.control.clearance import ClearanceConfig

@@ -14,7 +14,7 @@ from hardware_emulation.servos import Emulator, ServoBus
 
 from clamp_ros.arm.aloha2 import FOLLOWER_IDS, LEADER, SLEEP_RAD, Drive
 from clamp_ros.arm.gravity import GravityModel
-from clamp_ros.arm.leader import Leader, LeaderMotors, LeaderSide
+from clamp_ros.arm.leader import Leader
 from clamp_ros.arm.leaders import Leaders, LeaderSample
 from clamp_ros.arm.registers import (
     MODE_CURRENT,
@@ -25,6 +25,7 @@ from clamp_ros.arm.registers import (
     XM430_W350,
     XM540_W270,
 )
+from clamp_ros.arm.settings import LeaderMotors, LeaderSide
 from clamp_ros.arm.units import AMPERE_PER_UNIT
 from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import GRIPPER_INDICES, REST_POSE

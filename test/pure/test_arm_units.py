@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamp_ros.arm.arm import MotorConfig, SideConfig
-from clamp_ros.arm.arms import ArmsConfig
 from clamp_ros.arm.motion import Motion
+from clamp_ros.arm.settings import ArmsConfig, MotorConfig, SideConfig
 from clamp_ros.arm.units import RAD_PER_TICK, RAD_S_PER_UNIT, ArmUnits, gripper_map, rad_from_ticks, ticks_from_rad
 from clamp_ros.contract.errors import ConfigError, ContractError
 from clamp_ros.contract.robot import ARMS, GRIPPER_CLOSED_M, LOWER_LIMITS, UPPER_LIMITS
