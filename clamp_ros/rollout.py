@@ -24,7 +24,8 @@ from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.policy.assembly import CLOUD, VIEWS, ObservationAssembler
 from clamp_ros.policy.committed import CommittedActions
-from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
+from clamp_ros.policy.noise import episode_noise
+from clamp_ros.policy.runtime import PolicyRuntime
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, OVERVIEW_CAMERA, CameraConfig, select_cameras
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.world import World

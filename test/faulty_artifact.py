@@ -16,7 +16,7 @@ from tiny_artifact import build_tiny_artifact
 
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
 from clamp_ros.policy.artifact import Artifact, write_manifest
-from clamp_ros.policy.runtime import episode_noise
+from clamp_ros.policy.noise import episode_noise
 
 LIMIT = 2.0
 

@@ -43,6 +43,7 @@ from clamp_ros.contract.interfaces import (
     topic,
 )
 from clamp_ros.ros.convert import camera_info_message, compressed_image_message, image_message
+from clamp_ros.ros.lifecycle import ManagedNode
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, run_node
 from clamp_ros.ros.tf import TfBroadcaster
@@ -172,50 +173,29 @@ class Output:
             self._node.destroy_publisher(publisher)
 
 
-class CameraNode(LifecycleNode):
+class CameraNode(ManagedNode):
     """Publishes cameras, each from a `Streamer`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__("camera_node", **options)
         self._config = declare(self, CameraNodeConfig)
-        self._health = Health(self)
+        self.health = Health(self)
         self._broadcaster = TfBroadcaster(self)
         self._cameras: dict[str, RealSense] = {}
         self._streamers: dict[str, Streamer] = {}
         self._outputs: dict[str, Output] = {}
-        self._failure: Exception | None = None
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._watch, clock=steady)
+        self.create_timer(1.0, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if self._config.autostart:
-            self._autostart = self.create_timer(0.0, self._start, clock=steady)
+            self.start_by_itself()
 
-    def _start(self) -> None:
-        self._autostart.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
-        elif self._failure is not None:
-            raise self._failure
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def load(self) -> None:
         """Makes the cameras and their topics, and sends their poses; no camera is opened yet."""
-        try:
-            self._make()
-        except ConfigError as error:  # rclpy would drop it without a word
-            self._failure = error
-            self.get_logger().error(str(error))
-            self._health.hold("settings", str(error), error=True)
-            self._release()
-            return TransitionCallbackReturn.FAILURE
-        self._health.hold("settings", None)
-        return super().on_configure(state)
-
-    def _make(self) -> None:
         config = self._config
         if config.compressed and config.depth_compression == "rvl":
             images.rvl_depth(np.zeros((1, 1), np.uint16))  # compiled now, and not under the first frame
         for name, settings in config.settings().items():
             for counter in _COUNTERS:
-                self._health.count(f"{name}.{counter}", 0)
+                self.health.count(f"{name}.{counter}", 0)
             camera = RealSense(name, settings, self._reporter(name), Opening(config.sdk_deadline_s))
             self._cameras[name] = camera
             self._outputs[name] = Output(self, name, config)
@@ -235,7 +215,7 @@ class CameraNode(LifecycleNode):
         for name, settings in self._config.settings().items():
             pose = settings.frame_from_camera()
             missing = f"{name} has no pose in config/cameras.yaml: calibrate it; its images cannot be fused"
-            self._health.hold(f"{name}.pose", missing if pose is None else None)
+            self.health.hold(f"{name}.pose", missing if pose is None else None)
             if pose is not None:
                 poses.append((settings.frame, optical_frame(name), pose))
         self._broadcaster.send_static(poses, self.get_clock().now().nanoseconds)
@@ -243,7 +223,7 @@ class CameraNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begins to stream."""
         for name, streamer in self._streamers.items():
-            self._health.hold(name, f"{name} is being opened")
+            self.health.hold(name, f"{name} is being opened")
             streamer.start()
         return super().on_activate(state)
 
@@ -251,20 +231,14 @@ class CameraNode(LifecycleNode):
         """Stops streaming."""
         for name, streamer in self._streamers.items():
             streamer.stop()
-            self._health.hold(name, None)
+            self.health.hold(name, None)
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def release(self) -> None:
         """Gives cameras and topics back."""
-        self._release()
-        return super().on_cleanup(state)
+        self._release(0.0)
 
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Ends for good."""
-        self._release()
-        return super().on_shutdown(state)
-
-    def _release(self, timeout_s: float = 0.0) -> None:
+    def _release(self, timeout_s: float) -> None:
         for streamer in self._streamers.values():
             streamer.close()
         deadline_s = time.monotonic() + timeout_s
@@ -272,7 +246,7 @@ class CameraNode(LifecycleNode):
             streamer.close(max(0.0, deadline_s - time.monotonic()))
         for name, output in self._outputs.items():
             output.close()
-            self._health.hold(name, None)
+            self.health.hold(name, None)
         self._streamers, self._outputs, self._cameras = {}, {}, {}
 
     def close(self) -> None:
@@ -282,15 +256,15 @@ class CameraNode(LifecycleNode):
     # The cameras' threads.
 
     def _reporter(self, name: str) -> Callable[[str, str, int], None]:
-        return lambda counter, message, amount: self._health.fault(f"{name}.{counter}", message, amount)
+        return lambda counter, message, amount: self.health.fault(f"{name}.{counter}", message, amount)
 
     def _receiver(self, name: str, output: Output) -> Callable[[CameraFrame], None]:
         def receive(frame: CameraFrame) -> None:
             now = time.monotonic_ns()
             stamp = frame.stamp_ns + self.get_clock().now().nanoseconds - now
             output.publish(frame, stamp)
-            self._health.count(f"{name}.frames")
-            self._health.sample(f"{name}.age_ms", 1e-6 * (now - frame.stamp_ns))
+            self.health.count(f"{name}.frames")
+            self.health.sample(f"{name}.age_ms", 1e-6 * (now - frame.stamp_ns))
 
         return receive
 
@@ -298,15 +272,15 @@ class CameraNode(LifecycleNode):
         name = camera.name
 
         def tell(message: str | None, overdue: bool) -> None:
-            self._health.hold(name, message, error=overdue)
+            self.health.hold(name, message, error=overdue)
             if message is not None:
-                self._health.fault(f"{name}.failures", message)
+                self.health.fault(f"{name}.failures", message)
                 return
             device = camera.device
             self.get_logger().info(f"{name} streams: {device}")
-            self._health.gauge(f"{name}.device", str(device))
+            self.health.gauge(f"{name}.device", str(device))
             slow = f"{name} is on USB {device.usb}: plug it into a USB 3 port" if device and device.slow_link else None
-            self._health.hold(f"{name}.usb", slow)
+            self.health.hold(f"{name}.usb", slow)
 
         return tell
 
@@ -317,10 +291,10 @@ class CameraNode(LifecycleNode):
         for name, streamer in self._streamers.items():
             if streamer.failure is not None:
                 raise streamer.failure
-            self._health.gauge(f"{name}.opened", streamer.opened)
-            self._health.gauge(f"{name}.unmatched", self._cameras[name].unmatched)
+            self.health.gauge(f"{name}.opened", streamer.opened)
+            self.health.gauge(f"{name}.unmatched", self._cameras[name].unmatched)
             if self._config.compressed:
-                self._health.gauge(f"{name}.uncompressed", self._outputs[name].uncompressed)
+                self.health.gauge(f"{name}.uncompressed", self._outputs[name].uncompressed)
 
 
 class Opening:

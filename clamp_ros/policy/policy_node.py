@@ -18,7 +18,7 @@ import numpy as np
 from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, JointState
@@ -47,7 +47,8 @@ from clamp_ros.policy import assembly
 from clamp_ros.policy.artifact import Artifact, Manifest
 from clamp_ros.policy.committed import CommittedActions
 from clamp_ros.policy.diffusion import SAMPLERS
-from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
+from clamp_ros.policy.noise import EpisodeNoise
+from clamp_ros.policy.runtime import PolicyRuntime
 from clamp_ros.ros.convert import (
     array_from_image,
     chunk_message,
@@ -57,6 +58,7 @@ from clamp_ros.ros.convert import (
     points_from_cloud,
 )
 from clamp_ros.ros.convert import stamp_ns as stamp_of
+from clamp_ros.ros.lifecycle import ManagedNode
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, serve, subscribe
 from clamp_ros.ros.worker import NewestWorker
@@ -100,30 +102,13 @@ class PolicyConfig:
         check(self)
 
 
-class _Noise:
-    """The sampler's noise: other noise in every episode that is inferred in, and the same again after the same seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.reseed(seed)
-
-    def reseed(self, seed: int) -> None:
-        self._seed, self._count, self._episode = seed, 0, -1
-        self._rng = episode_noise(seed)
-
-    def of(self, episode: int) -> np.random.Generator:
-        if episode != self._episode:
-            self._rng = episode_noise(self._seed, self._count)
-            self._episode, self._count = episode, self._count + 1
-        return self._rng
-
-
-class PolicyNode(LifecycleNode):
+class PolicyNode(ManagedNode):
     """Turns messages into observations, hands them to the worker, and publishes its chunks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__("policy_node", **options)
         self._config = declare(self, PolicyConfig, settable=("seed",))
-        self._health = Health(self)
+        self.health = Health(self)
         qos = qos_profile(ACTION_CHUNK.qos)
         self._publisher = self.create_lifecycle_publisher(JointTrajectory, ACTION_CHUNK.name, qos)
         self._announcer = advertise(self, OBSERVATION)
@@ -133,7 +118,7 @@ class PolicyNode(LifecycleNode):
         self._worker: NewestWorker[tuple[int, Observation]] | None = None
         self._assembler: assembly.ObservationAssembler | None = None
         self._episode = 0
-        self._noise = _Noise(self._config.seed)
+        self._noise = EpisodeNoise(self._config.seed)
         self._committed = CommittedActions(0)
         self._committed_episode = -1
         self.add_post_set_parameters_callback(self._on_parameters)
@@ -141,35 +126,15 @@ class PolicyNode(LifecycleNode):
         self._cameras: dict[str, str | None] = {}
         self._inferred_ns: int | None = None
         self._observed_s = time.monotonic()
-        self._failure: Exception | None = None
         serve(self, POLICY_ENABLE, self._on_enable)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._watch, clock=steady)
+        self.create_timer(1.0, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if self._config.autostart:
-            self._autostart = self.create_timer(0.0, self._start, clock=steady)
+            self.start_by_itself()
 
-    def _start(self) -> None:
-        self._autostart.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
-        elif self._failure is not None:
-            raise self._failure
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def load(self) -> None:
         """Loads and warms up the artifact, and subscribes to what it needs."""
-        try:
-            self._load()
-        except Exception as error:  # rclpy would drop it without a word
-            self._failure = error
-            self.get_logger().error(f"{type(error).__name__}: {error}")
-            self._health.hold("artifact", str(error), error=True)
-            return TransitionCallbackReturn.FAILURE
-        self._health.hold("artifact", None)
-        return super().on_configure(state)
-
-    def _load(self) -> None:
         config = self._config
         artifact = Artifact.load(config.artifact)
         runtime = PolicyRuntime(
@@ -224,17 +189,8 @@ class PolicyNode(LifecycleNode):
         self._begin_episode()
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def release(self) -> None:
         """Gives the artifact back."""
-        self._release()
-        return super().on_cleanup(state)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Ends for good."""
-        self._release()
-        return super().on_shutdown(state)
-
-    def _release(self) -> None:
         self._active = False
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
@@ -246,7 +202,7 @@ class PolicyNode(LifecycleNode):
     def close(self) -> None:
         """Ends the worker's thread; `run_node` calls it before the node is destroyed."""
         self._jump.unregister()
-        self._release()
+        self.release()
 
     def _begin_episode(self) -> None:
         """Voids the history, the chunk in progress and what waits."""
@@ -285,7 +241,7 @@ class PolicyNode(LifecycleNode):
         if stamp_ns - now_ns <= _FUTURE_TOLERANCE_NS:
             return True
         if now_ns:  # simulated time is 0 until the first clock message
-            self._health.fault("from_the_future", f"{what} is {(stamp_ns - now_ns) / 1e9:.2f} s ahead of the clock")
+            self.health.fault("from_the_future", f"{what} is {(stamp_ns - now_ns) / 1e9:.2f} s ahead of the clock")
         return False
 
     def _image_receiver(self, source: str, encoding: str) -> Callable[[Any], None]:
@@ -299,7 +255,7 @@ class PolicyNode(LifecycleNode):
             try:
                 image = read(message)
             except ContractError as error:
-                self._health.fault("bad_image", str(error))
+                self.health.fault("bad_image", str(error))
                 return
             # ROS time: where simulated time is slow, so is the patience with views that are still being made
             self._assembler.add_image(source, stamp_ns, image, self.get_clock().now().nanoseconds)
@@ -314,7 +270,7 @@ class PolicyNode(LifecycleNode):
         try:
             self._assembler.add_joints(stamp_ns, joints_from_message(message, "joint state"))
         except ContractError as error:
-            self._health.fault("bad_joint_state", str(error))
+            self.health.fault("bad_joint_state", str(error))
             return
         self._infer()
 
@@ -325,7 +281,7 @@ class PolicyNode(LifecycleNode):
         try:
             self._assembler.add_command(stamp_ns, joints_from_message(message, "joint command"))
         except ContractError as error:
-            self._health.fault("bad_joint_command", str(error))
+            self.health.fault("bad_joint_command", str(error))
 
     def _camera_checker(self, camera: str, manifest: Manifest) -> Callable[[CameraInfo], None]:
         def check_camera(message: CameraInfo) -> None:
@@ -336,7 +292,7 @@ class PolicyNode(LifecycleNode):
                 fault = str(error)
             if fault != self._cameras[camera]:
                 self._cameras[camera] = fault
-                self._health.hold(f"camera {camera}", fault, error=True)
+                self.health.hold(f"camera {camera}", fault, error=True)
                 if fault is not None:
                     self.get_logger().error(f"{fault}; the policy does not act")
 
@@ -355,14 +311,14 @@ class PolicyNode(LifecycleNode):
         try:
             observation = self._assembler.take()
         except ContractError as error:
-            self._health.fault("incomplete_observation", str(error))
+            self.health.fault("incomplete_observation", str(error))
             return
         age_s = (self.get_clock().now().nanoseconds - stamp_ns) / 1e9
         if age_s > self._config.max_age_s:
             limit_s = self._config.max_age_s
-            self._health.fault("stale_observation", f"observation is {age_s:.2f} s old, limit {limit_s:.2f} s")
+            self.health.fault("stale_observation", f"observation is {age_s:.2f} s old, limit {limit_s:.2f} s")
         elif observation is not None:
-            self._health.sample("observation_age_ms", 1e3 * age_s)
+            self.health.sample("observation_age_ms", 1e3 * age_s)
             self._observed_s = time.monotonic()
             self._inferred_ns = stamp_ns
             self._announce(stamp_ns)
@@ -383,7 +339,7 @@ class PolicyNode(LifecycleNode):
         try:
             chunk = runtime.infer(observation, self._noise.of(episode), self._committed.before(observation))
         except ContractError as error:
-            self._health.fault("inference_failed", str(error))
+            self.health.fault("inference_failed", str(error))
             self._inferred_ns = None  # the next observation is tried at once
             self._announce(_NOTHING_NS)
             return
@@ -394,14 +350,14 @@ class PolicyNode(LifecycleNode):
         self._publisher.publish(chunk_message(chunk))
         if self._committed.too_slow:
             ticks, longest = self._committed.delay_steps, runtime.artifact.manifest.prefix
-            self._health.fault(
+            self.health.fault(
                 "slow_for_prefix",
                 f"chunks take {ticks} ticks, the artifact continues {longest} at most: motion may jump between chunks",
             )
-        self._health.count("chunks")
+        self.health.count("chunks")
         if (timings := runtime.timings) is not None:
             for stage, value in {**vars(timings), "total_ms": timings.total_ms}.items():
-                self._health.sample(stage, value)
+                self.health.sample(stage, value)
 
     def _watch(self) -> None:
         """Reports counters, and what keeps an enabled policy from acting."""
@@ -409,14 +365,14 @@ class PolicyNode(LifecycleNode):
             return
         self._worker.check()
         sync = self._assembler.sync
-        self._health.gauge("overtaken", self._worker.dropped)
+        self.health.gauge("overtaken", self._worker.dropped)
         for source in sync.missed:
-            self._health.gauge(f"missed {source}", sync.missed[source])
-            self._health.gauge(f"late {source}", sync.late[source])
+            self.health.gauge(f"missed {source}", sync.missed[source])
+            self.health.gauge(f"late {source}", sync.late[source])
         silence_s = time.monotonic() - self._observed_s
         if self._active and self._enabled and silence_s > _SILENCE_S:
             causes = [fault for fault in self._cameras.values() if fault] or [f"nothing complete on {VIEWS.name}"]
-            self._health.fault("no_observation", f"no observation for {silence_s:.0f} s: {'; '.join(causes)}")
+            self.health.fault("no_observation", f"no observation for {silence_s:.0f} s: {'; '.join(causes)}")
 
 
 def main() -> int:

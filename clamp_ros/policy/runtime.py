@@ -75,14 +75,6 @@ def expected_tensors(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], d
     return {part: tensors[part] for part in manifest.parts}
 
 
-def episode_noise(seed: int, episode: int = 0) -> np.random.Generator:
-    """The source of the sampler's noise for the n-th episode after a seed; in process and through ROS it is the same.
-
-    Episodes must not share their noise: chunks are drawn from a distribution, and one unlucky draw would fail them all.
-    """
-    return np.random.default_rng([seed, 2 + episode])
-
-
 class PolicyRuntime:
     """The three sessions of an artifact. Not thread-safe: one inference at a time.
 

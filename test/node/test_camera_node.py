@@ -231,7 +231,7 @@ def test_a_slow_link_and_a_missing_calibration_are_named(ros, recordings):
     cell.until(lambda: cell.heard[color_topic(LEFT)], "a frame")
     cell.until(lambda: cell.value(f"{LEFT}.device") is not None, "the device's description")
     assert cell.value(f"{LEFT}.device") == f"D435, serial {SERIAL}, firmware 5.15.1, USB 2.1"
-    held = [text for _, text in cell.node._health._held.values()]
+    held = [text for _, text in cell.node.health._held.values()]
     assert f"{LEFT} is on USB 2.1: plug it into a USB 3 port" in held
     assert any(text.startswith(f"{LEFT} has no pose in config/cameras.yaml: calibrate it") for text in held)
     assert all(not message.transforms for message in cell.heard[TF_STATIC.name]), "no pose is made up"

@@ -37,8 +37,9 @@ from clamp_ros.contract.robot import CONTROL_PERIOD_NS, JOINT_NAMES, REST_POSE
 from clamp_ros.contract.views import TILED_SHAPE, WORLD_FRAME, FusionConfig
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.policy.artifact import Artifact, RgbSpec
+from clamp_ros.policy.noise import episode_noise
 from clamp_ros.policy.policy_node import PolicyNode
-from clamp_ros.policy.runtime import PolicyRuntime, episode_noise
+from clamp_ros.policy.runtime import PolicyRuntime
 from clamp_ros.ros.convert import (
     camera_info_message,
     chunk_from_message,
@@ -121,7 +122,7 @@ class Stack:
         return self.chunks[-1]
 
     def reported(self, key: str) -> bool:
-        return key in {v.key for v in self.policy._health.status().values}
+        return key in {v.key for v in self.policy.health.status().values}
 
 
 def test_a_chunk_bears_the_stamp_of_its_observation(ros: Any, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_chunk_bears_the_stamp_of_its_observation(ros: Any, tmp_path: Path) ->
     assert chunk.stamp_ns == 100 * T
     np.testing.assert_allclose(chunk.actions, rest_target(), atol=1e-4)
     assert {"encode_ms.median", "context_ms.median", "denoise_ms.median", "total_ms.median"} <= {
-        v.key for v in stack.policy._health.status().values
+        v.key for v in stack.policy.health.status().values
     }
 
 
@@ -182,7 +183,7 @@ def test_other_cameras_are_refused_naming_both_sides(ros: Any, tmp_path: Path, p
     stack.calibrate(only=["front_left"])
     stack.calibrate(pinhole, only=["back_right"])
     stack.observe(100)
-    status = stack.policy._health.status()
+    status = stack.policy.health.status()
     assert status.level == b"\x02"
     for part in (says, "back_right", "424x240" if "848" in says else "312.6"):
         assert part in status.message
@@ -197,7 +198,7 @@ def test_a_missing_camera_is_named(ros: Any, tmp_path: Path) -> None:
     stack.calibrate(only=["front_left"])
     stack.observe(100)
     stack.ros.spin_until(
-        lambda: "'back_right' has sent no camera_info" in stack.policy._health.status().message, what="the report"
+        lambda: "'back_right' has sent no camera_info" in stack.policy.health.status().message, what="the report"
     )
     assert not stack.chunks
 
@@ -403,7 +404,7 @@ def test_a_manager_may_repair_an_artifact_and_try_again(ros: Any, tmp_path: Path
     stack = Stack(ros, folder, autostart=False)
     request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
     assert not ros.call(stack.node, ChangeState, "/policy_node/change_state", request).success
-    assert "late" in stack.policy._health.status().message
+    assert "late" in stack.policy.health.status().message
     build_tiny_artifact(folder)
     assert ros.call(stack.node, ChangeState, "/policy_node/change_state", request).success
 
