@@ -48,7 +48,7 @@ def make_drawer_open_expert(world: World, rng: np.random.Generator) -> Expert:
     chest = world.object_poses()["drawer"]
     out = chest[:3, 0]
     inward = float(np.arctan2(-out[1], -out[0]))
-    at_knob = knob(world.model, world.data)
+    at_knob = knob(world.data)
     droop = Droop(world.model)
     pace, usual_pitch = float(rng.uniform(0.85, 1.15)), float(rng.uniform(np.deg2rad(28.0), np.deg2rad(40.0)))
     pull_m = float(rng.uniform(0.075, 0.10))

@@ -28,6 +28,8 @@ class Task(ABC):
         moved: the object that the hands are to move.
         goal: the object that it is to come to, or None.
         stages: names of the values of `progress`, in order; the last means success.
+        partial_stage: the stage from which on the paper awards partial success; None where it awards none.
+        blind_control: an expert that cannot grip does the task all the same; its control does not see the scene instead.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Task(ABC):
     moved: str
     goal: str | None
     stages: tuple[str, ...]
+    partial_stage: str | None = None
+    blind_control: bool = False
 
     def add_objects(self, spec: mujoco.MjSpec) -> None:
         """Adds the task's objects to a model that holds the robot and the table."""
