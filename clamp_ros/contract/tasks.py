@@ -17,4 +17,5 @@ TASK_NAMES: tuple[str, ...] = (
     "close_drawers",
     "real_mug_on_plate",
     "real_plate_on_rack",
+    "recycle_cans",
 )

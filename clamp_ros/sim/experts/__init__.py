@@ -13,6 +13,7 @@ from clamp_ros.sim.experts.insert import make_insert_expert
 from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
 from clamp_ros.sim.experts.persistent import Persistent
 from clamp_ros.sim.experts.plate_on_rack import make_plate_on_rack_expert
+from clamp_ros.sim.experts.recycle_cans import make_recycle_cans_expert
 from clamp_ros.sim.experts.two_drawers import make_two_drawers_expert
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _EXPERTS = {
     "close_drawers": make_two_drawers_expert,
     "real_mug_on_plate": make_mug_on_plate_expert,
     "real_plate_on_rack": make_plate_on_rack_expert,
+    "recycle_cans": make_recycle_cans_expert,
 }
 
 

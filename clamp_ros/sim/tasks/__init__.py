@@ -6,6 +6,7 @@ from clamp_ros.sim.tasks.drawer_open import DrawerOpen
 from clamp_ros.sim.tasks.insert import CanOpenerInCaddy, PenInContainer, ScrewdriverInCaddy
 from clamp_ros.sim.tasks.mug_on_plate import MugOnPlate, MugOnPlateEasy, RealMugOnPlate
 from clamp_ros.sim.tasks.plate_on_rack import PlateOnRack, RealPlateOnRack
+from clamp_ros.sim.tasks.recycle_cans import RecycleCans
 from clamp_ros.sim.tasks.task import Task
 from clamp_ros.sim.tasks.two_drawers import CloseDrawers, OpenDrawers
 
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
         CloseDrawers,
         RealMugOnPlate,
         RealPlateOnRack,
+        RecycleCans,
     )
 }
 

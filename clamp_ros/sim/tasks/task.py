@@ -16,6 +16,8 @@ from clamp_ros.contract.robot import ARMS
 from clamp_ros.sim.robot_model import TABLE_TOP_M
 from clamp_ros.sim.tasks.objects import ADD_OBJECT
 
+FALLEN_RAD = np.deg2rad(15.0)
+
 
 class Task(ABC):
     """One task: its objects, how they are laid out, and when it is done.
@@ -54,6 +56,10 @@ class Task(ABC):
     @abstractmethod
     def success(self, model: mujoco.MjModel, data: mujoco.MjData) -> bool:
         """Whether the state is the task's goal."""
+
+    def hopeless(self, data: mujoco.MjData) -> bool:
+        """Whether an expert need not try again: what it is to move has fallen over."""
+        return tilt_rad(data, self.moved) > FALLEN_RAD
 
     @abstractmethod
     def progress(self, model: mujoco.MjModel, data: mujoco.MjData) -> int:

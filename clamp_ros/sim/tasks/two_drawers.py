@@ -24,11 +24,11 @@ class _TwoDrawers(Task):
     moved, goal = "drawer", None
     start_m: tuple[float, float]
 
-    region_m = ((-0.06, 0.06), (0.02, 0.12))
+    region_m = ((-0.10, 0.10), (0.02, 0.14))
     yaw_rad = (-np.pi, 0.0)
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
-        """Uniform in a 12 x 10 cm region: at 90 degrees, an arm must still have room to pull a drawer towards it."""
+        """Uniform in a 20 x 12 cm region: at 90 degrees, an arm must still have room to pull a drawer towards it."""
         x, y = (float(rng.uniform(*axis)) for axis in self.region_m)
         place(model, data, "drawer", (x, y), float(rng.uniform(*self.yaw_rad)))
         for drawer in DRAWERS:
