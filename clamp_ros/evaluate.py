@@ -64,6 +64,7 @@ def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, 
     settings = Settings(
         artifact=manifest.name, artifact_sha256=hashes, task=task, stages=TASKS[task].stages,
         max_seconds=TASKS[task].max_seconds, way=way, rollout=rollout, software=clamp_ros.__version__,
+        partial_stage=TASKS[task].partial_stage,
     )  # fmt: skip
     return Results(out, settings, Training.of(manifest.name, manifest.training))
 
@@ -186,8 +187,8 @@ def collect(results: Results, rows: Iterable[Row], seeds: Sequence[int], progres
 
 def lost_row(task: str, seed: int, outcome: str, reason: str, seconds: float, reached: Reached, wall_s: float) -> Row:
     """The row of an episode that did not come to its end."""
-    stages = TASKS[task].stages
-    return row(seed, outcome, stages, reached, seconds=seconds, reason=reason, wall_s=wall_s)
+    stages, partial = TASKS[task].stages, TASKS[task].partial_stage
+    return row(seed, outcome, stages, reached, partial_stage=partial, seconds=seconds, reason=reason, wall_s=wall_s)
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,9 @@ class Player:
                 write_whole(path, scribe.strip())
             picture = f"{path.parent.name}/{path.name}"
         return row(
-            seed, ended, rollout.world.task.stages, rollout.reached, seconds=rollout.seconds, reason=reason,
-            chunks=chunks, held_ticks=held, picture=picture, wall_s=time.monotonic() - started,
+            seed, ended, rollout.world.task.stages, rollout.reached, partial_stage=rollout.world.task.partial_stage,
+            seconds=rollout.seconds, reason=reason, chunks=chunks, held_ticks=held, picture=picture,
+            wall_s=time.monotonic() - started,
         )  # fmt: skip
 
 

@@ -141,5 +141,6 @@ def _play(session: Session, task: str, seed: int, watch: _Watch) -> Row:
     except ClampError as error:
         return watch.lost(seed, ERROR, str(error))
     outcome, reason = (SUCCESS, "") if played.success else (TIMEOUT, NOT_DONE)
-    stages = TASKS[task].stages
-    return row(seed, outcome, stages, watch.reached, seconds=played.seconds, reason=reason, wall_s=watch.wall_s)
+    stages, partial = TASKS[task].stages, TASKS[task].partial_stage
+    return row(seed, outcome, stages, watch.reached, partial_stage=partial, seconds=played.seconds, reason=reason,
+               wall_s=watch.wall_s)  # fmt: skip

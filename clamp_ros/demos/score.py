@@ -1,7 +1,7 @@
 """How good the scripted experts are: successes over many seeds, beside a control that cannot succeed.
 
-The control is the same expert with its grippers held open: what it scores, a task gives away. Physics only, without
-pictures.
+The control is the same expert with its grippers held open: what it scores, a task gives away. Where shut or open
+fingers do as well (`Task.blind_control`) it is the expert of another layout. Physics only, without pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ, GRIPPER_INDICES
 from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.score.statistics import wilson_interval
-from clamp_ros.sim.experts import make_expert
+from clamp_ros.sim.experts import Expert, make_expert
 from clamp_ros.sim.experts.gripping import OPEN_M
+from clamp_ros.sim.experts.persistent import Persistent
 from clamp_ros.sim.world import World
 
 FIRST_SEED = 100_000
@@ -36,7 +37,7 @@ class Attempt:
     Attributes:
         task: its name.
         seed: of the layout.
-        control: whether the grippers were held open.
+        control: whether the grippers were held open, or the plan was another layout's.
         success: the task was done at the expert's end.
         attempts: plans it took; 0 if there was none.
         seconds: simulated.
@@ -58,15 +59,20 @@ def attempt(world: World, seed: int, control: bool = False) -> Attempt:
     """Plays the expert once."""
     started, ticks, plans, success = time.process_time(), 0, 0, False
     try:
-        world.reset(seed)
-        expert = make_expert(world, np.random.default_rng([seed, 1]))
+        blind = control and world.task.blind_control
+        world.reset(seed + 1 if blind else seed)
+        expert: Expert = make_expert(world, np.random.default_rng([seed, 1]))
+        if blind:
+            world.reset(seed)
+            expert = Expert(world, expert.plan)
         while not expert.done and ticks < world.task.max_seconds * CONTROL_RATE_HZ:
             action = expert.act()
-            if control:
+            if control and not blind:
                 action[list(GRIPPER_INDICES)] = OPEN_M
             world.step(action)
             ticks += 1
-        plans, success = expert.attempts, expert.done and world.success()
+        plans = expert.attempts if isinstance(expert, Persistent) else 1
+        success = expert.done and world.success()
         reason = "" if success else f"ended at stage {world.task.stages[world.progress()]!r}"
     except SimulationError as error:
         reason = str(error)
@@ -140,7 +146,7 @@ def read(results: Path) -> list[Attempt]:
 def table(rows: Iterable[Attempt]) -> str:
     """A Markdown table, a line a task."""
     lines = [
-        "| task | expert | 95 % interval | after a second or third try | gripper kept open | CPU s an episode |",
+        "| task | expert | 95 % interval | after a second or third try | control | CPU s an episode |",
         "|---|---|---|---|---|---|",
     ]
     rows = list(rows)
