@@ -96,7 +96,9 @@ def plan(folders: Sequence[Path], task: str, way: str, rollout: RolloutConfig, o
 def settings_of(rollout: RolloutConfig, way: str) -> dict[str, Any]:
     """What of a rollout's configuration matters: through ROS latency is what it is, and the look the stack's."""
     values = asdict(rollout)
-    return {key: values[key] for key in ("mode", "execute_steps")} if way == ROS else values
+    if not values["assets"]:
+        del values["assets"]  # so that results from before there were any are gone on with
+    return {key: values[key] for key in ("mode", "execute_steps", "assets") if key in values} if way == ROS else values
 
 
 @dataclass(frozen=True)

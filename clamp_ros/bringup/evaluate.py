@@ -36,7 +36,7 @@ def evaluate_ros(
         task: a name of `sim.tasks.TASKS`.
         seeds: of the episodes.
         out: results file, JSON; the system's log lies beside it.
-        rollout: mode and execute_steps are used; latency is what it is.
+        rollout: mode, execute_steps and assets are used; latency is what it is.
         progress: show a bar.
 
     Raises:
@@ -58,7 +58,7 @@ def evaluate_ros(
         raise RecordError(f"{parameters} cannot be written: {error.strerror}; make room, and run it again") from error
     words = [
         "sim:=true", "enabled:=false", f"task:={task}", f"policy:={loaded.folder}", f"control:={rollout.mode}",
-        f"config:={parameters}",
+        f"config:={parameters}", f"assets:={rollout.assets}",
     ]  # fmt: skip
     with own_domain(), closing(_rows(words, task, missing, out.with_suffix(".log"))) as rows:
         collect(results, rows, seeds, progress)

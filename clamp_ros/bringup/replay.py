@@ -67,6 +67,8 @@ def replay_in_simulation(parameters: Mapping[str, Any], log: Path, record_to: Pa
         )
     words = ["sim:=true", "by:=replay", f"task:={metadata.task}", f"seed:={metadata.seed}", f"cameras:={_CAMERA}"]
     words.append(f"record_to:={record_to or log.parent}")
+    if "assets" in metadata.extra:
+        words.append(f"assets:={metadata.extra['assets']['folder']}")
     ended: list[RecordError | None] = []
     with Session(["record", *words], log, name="replay_session") as session:
         state: dict[str, str] = {}

@@ -59,6 +59,7 @@ class DemoConfig:
         look: of the robot: mesh, primitive or auto.
         compression: of the bags: none, lz4 or zstd.
         randomise: how much looks, cameras, depth and latency vary from episode to episode.
+        assets: folder of objects in place of our own, see `sim.tasks.assets`; empty for our own.
         states_only: store what the physics does, to be rendered later, instead of bags with pictures.
     """
 
@@ -69,6 +70,7 @@ class DemoConfig:
     compression: str = "zstd"
     randomise: Randomisation = field(default_factory=Randomisation)
     states_only: bool = False
+    assets: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -174,7 +176,7 @@ class Demonstrator:
 
     def __init__(self, config: DemoConfig) -> None:
         self.config = config
-        self._world = World(config.task, look=config.look)
+        self._world = World(config.task, look=config.look, assets=config.assets)
         self._cameras = select_cameras(config.cameras, DEFAULT_CAMERAS)
         self._randomiser = Randomiser(config.randomise, self._world.model, self._cameras)
         self._renderer: Renderer | None = None
@@ -259,6 +261,8 @@ class Demonstrator:
 
     def _writer(self, seed: int, bag: Path) -> EpisodeWriter:
         extra: dict[str, Any] = {"simulated": True}
+        if self._world.assets:
+            extra["assets"] = self._world.assets
         if self.config.randomise.active:
             extra["randomised"] = self._randomiser.scene(seed).to_dict()
         metadata = EpisodeMetadata(

@@ -43,6 +43,7 @@ class Attempt:
         seconds: simulated.
         cpu_s: of this process, planning included.
         reason: of a failure.
+        assets: folder of the objects in place of our own; empty for our own.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Attempt:
     seconds: float
     cpu_s: float
     reason: str
+    assets: str = ""
 
 
 def attempt(world: World, seed: int, control: bool = False) -> Attempt:
@@ -77,11 +79,12 @@ def attempt(world: World, seed: int, control: bool = False) -> Attempt:
     except SimulationError as error:
         reason = str(error)
     cpu_s = round(time.process_time() - started, 3)
-    return Attempt(world.task.name, seed, control, success, plans, ticks / CONTROL_RATE_HZ, cpu_s, reason)
+    assets = world.assets.get("folder", "")
+    return Attempt(world.task.name, seed, control, success, plans, ticks / CONTROL_RATE_HZ, cpu_s, reason, assets)
 
 
 def score(
-    tasks: Sequence[str], seeds: range, controls: int, results: Path, look: str = "auto"
+    tasks: Sequence[str], seeds: range, controls: int, results: Path, look: str = "auto", assets: Path | None = None
 ) -> Iterator[list[Attempt]]:
     """Plays what is not in the results file yet, and yields all that is, after every few episodes.
 
@@ -91,6 +94,7 @@ def score(
         controls: how many of these seeds the control plays, from the first on.
         results: JSON lines, one an episode; made, or gone on with.
         look: of the robot.
+        assets: folder of objects in place of our own; other folders' results in the file are left out.
 
     Raises:
         ConfigError: a task is unknown, or a number is out of range.
@@ -103,7 +107,8 @@ def score(
         raise ConfigError(f"{len(seeds)} seeds and {controls} controls, expected at least one, and no more controls")
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
-        rows = read(results) if results.exists() else []
+        folder = "" if assets is None else str(assets.resolve())
+        rows = [row for row in read(results) if row.assets == folder] if results.exists() else []
         done = {(row.task, row.seed, row.control) for row in rows}
         worlds: dict[str, World] = {}
         with results.open("a", encoding="utf-8") as file:
@@ -114,7 +119,7 @@ def score(
                             if (task, seed, control) in done:
                                 continue
                             if task not in worlds:
-                                worlds[task] = World(task, cameras={}, look=look)
+                                worlds[task] = World(task, cameras={}, look=look, assets=assets)
                             rows.append(attempt(worlds[task], seed, control))
                             file.write(json.dumps(asdict(rows[-1])) + "\n")
                             file.flush()

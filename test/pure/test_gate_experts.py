@@ -13,8 +13,9 @@ from clamp_ros.sim.world import World
 
 @pytest.mark.parametrize(
     ("task", "seed"),
-    [("mug_on_plate", 0), ("pen_in_container", 1), ("plate_on_rack", 1)],
-    ids=["fast", "near the table", "near itself"],
+    [("mug_on_plate", 0), ("pen_in_container", 1), ("plate_on_rack", 1), ("open_drawers", 0), ("close_drawers", 0),
+     ("recycle_cans", 0)],
+    ids=["fast", "near the table", "near itself", "pulling", "pushing", "over bins"],
 )
 def test_an_experts_plan_passes_the_gate_unchanged(task: str, seed: int) -> None:
     world = World(task, look="primitive")

@@ -1,4 +1,4 @@
-"""Trash bins and soda cans, by our own geometry; frames as in `objects`: origin in the middle of the underside, z up."""
+"""Trash bins and soda cans, by our own geometry; frames as in `objects`: origin amid the underside, z up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ BIN_FLOOR_M = 0.020
 BIN_INNER_RADIUS_M = (0.058, 0.070)
 """At the floor, and at the rim."""
 BINS: dict[str, RGB] = {"blue_bin": (0.13, 0.33, 0.62), "gray_bin": (0.42, 0.44, 0.46)}
-CANS: dict[str, RGB] = {"red_can": (0.74, 0.08, 0.10), "green_can": (0.12, 0.50, 0.22), "orange_can": (0.93, 0.48, 0.08)}
+CANS: dict[str, RGB] = {
+    "red_can": (0.74, 0.08, 0.10), "green_can": (0.12, 0.50, 0.22), "orange_can": (0.93, 0.48, 0.08),
+}  # fmt: skip
 _WALL_M = 0.004
 
 

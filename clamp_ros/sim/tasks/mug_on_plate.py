@@ -1,4 +1,4 @@
-"""Mug on Plate: grasp the mug and stand it on the plate (paper Section IV-A), an easier variant, and the real-world one."""
+"""Mug on Plate: grasp the mug and stand it on the plate (paper Section IV-A), easier, and as in the real world."""
 
 from __future__ import annotations
 

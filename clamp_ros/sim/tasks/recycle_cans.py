@@ -46,12 +46,9 @@ class RecycleCans(Task):
     can_jitter_m = (0.015, 0.03)
     can_yaw_rad = np.deg2rad(45.0)
 
-    def add_objects(self, spec: mujoco.MjSpec) -> None:
-        """Bins and cans in their colours."""
-        for name in BINS:
-            add_bin(spec, name)
-        for name in CANS:
-            add_can(spec, name)
+    def add_object(self, spec: mujoco.MjSpec, name: str) -> None:
+        """A bin or a can in its colour."""
+        (add_bin if name in BINS else add_can)(spec, name)
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
         """Bins side by side and cans in a row, each in any order, from places that vary by a few centimetres."""

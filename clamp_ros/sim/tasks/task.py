@@ -31,7 +31,7 @@ class Task(ABC):
         goal: the object that it is to come to, or None.
         stages: names of the values of `progress`, in order; the last means success.
         partial_stage: the stage from which on the paper awards partial success; None where it awards none.
-        blind_control: an expert that cannot grip does the task all the same; its control does not see the scene instead.
+        blind_control: the task can be done without gripping; so the control does not see the scene.
     """
 
     name: str
@@ -44,10 +44,9 @@ class Task(ABC):
     partial_stage: str | None = None
     blind_control: bool = False
 
-    def add_objects(self, spec: mujoco.MjSpec) -> None:
-        """Adds the task's objects to a model that holds the robot and the table."""
-        for name in self.objects:
-            ADD_OBJECT[name](spec)
+    def add_object(self, spec: mujoco.MjSpec, name: str) -> None:
+        """Adds one of the task's objects, of our own geometry, to a model."""
+        ADD_OBJECT[name](spec)
 
     @abstractmethod
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
