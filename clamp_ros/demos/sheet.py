@@ -17,7 +17,7 @@ from clamp_ros.demos.folder import Row, Summary, bag_path, config_of, finished, 
 from clamp_ros.demos.recording import DemoConfig
 from clamp_ros.demos.states import load
 from clamp_ros.record.episode import Episode
-from clamp_ros.sim.cameras import OVERVIEW_CAMERA
+from clamp_ros.sim.cameras import OVERVIEW_CAMERA, fixed_camera
 from clamp_ros.sim.experts import make_expert
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.world import World
@@ -27,7 +27,8 @@ SHEET_FILE = "sheet.html"
 MOST = 200
 """Episodes on a sheet, spread evenly over the folder."""
 _WIDTH_PX = 300
-_GRID_PX = (480, 270)
+_GRID_CAMERA = fixed_camera("grid", (0.0, -0.66, 0.66), (0.0, 0.01, 0.06), 42.0, width=480, height=270)
+"""Nearer than the overview, so that things are seen rather than arms."""
 _ONE_COLUMN = 4
 """Up to so many tasks are below one another in a grid."""
 _STYLE = """body{font:15px sans-serif;margin:24px;color:#222}main{display:flex;flex-wrap:wrap;gap:14px}
@@ -133,7 +134,8 @@ def write_grid(
     columns = 1 if len(pairs) <= _ONE_COLUMN else 2
     pairs += [np.full_like(pairs[0], 255)] * (-len(pairs) % columns)
     grid = np.vstack([np.hstack(pairs[i : i + columns]) for i in range(0, len(pairs), columns)])
-    data = cv2.imencode(path.suffix, grid[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 85] if path.suffix == ".jpg" else []
+    data = cv2.imencode(path.suffix, grid[..., ::-1], quality)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())
@@ -143,20 +145,20 @@ def write_grid(
 
 def _start_and_end(task: str, first: int, look: str, assets: Path | None) -> list[Picture]:
     world = World(task, look=look, assets=assets)
-    with Renderer(world.model, [OVERVIEW_CAMERA]) as renderer:
+    with Renderer(world.model, [_GRID_CAMERA]) as renderer:
         for seed in range(first, first + 10):
             world.reset(seed)
-            start, _ = renderer.render(world.data, OVERVIEW_CAMERA.name)
+            start, _ = renderer.render(world.data, _GRID_CAMERA.name)
             expert = make_expert(world, np.random.default_rng([seed, 1]))
             while not expert.done and world.time_ns < 1e9 * world.task.max_seconds:
                 world.step(expert.act())
             if world.success():
-                end, _ = renderer.render(world.data, OVERVIEW_CAMERA.name)
+                end, _ = renderer.render(world.data, _GRID_CAMERA.name)
                 return [_named(start, f"{task}, seed {seed}"), _named(end, f"{world.time_ns / 1e9:.1f} s")]
     raise SimulationError(f"the expert of {task} failed on seeds {first} to {first + 9}")
 
 
 def _named(picture: Picture, text: str) -> Picture:
-    named = np.asarray(cv2.resize(picture, _GRID_PX, interpolation=cv2.INTER_AREA), np.uint8)
-    cv2.putText(named, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
+    named = np.ascontiguousarray(picture)
+    cv2.putText(named, text, (8, picture.shape[0] - 10), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
     return named

@@ -1,8 +1,7 @@
 """Expert for Open Drawers and Close Drawers: one drawer after the other, each by the arm that is handy for it.
 
 Opening, the bottom drawer is first: the top one, open, would hang over its knob. Closing, it is last for the same
-reason. A drawer is pulled as in `drawer_open`. It is pushed in two ways, drawn at random: by the pinched knob, or by
-shut fingers against the knob. A second attempt is about the drawers that are left.
+reason. A second attempt is about the drawers that are left.
 """
 
 from __future__ import annotations
@@ -10,41 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clamp_ros.contract.robot import ARMS, REST_POSE
-from clamp_ros.sim.experts.droop import Droop
+from clamp_ros.contract.robot import REST_POSE
+from clamp_ros.sim.experts.drawer_open import PULL_M, move_drawer
 from clamp_ros.sim.experts.expert import Expert
-from clamp_ros.sim.experts.gripping import (
-    CLOSED_M,
-    OTHER,
-    aimed_pose,
-    first_possible,
-    go_home,
-    gripper_pose,
-    hover,
-    make_room,
-    outward_rad,
-    reach_m,
-    ready_pose,
-)
-from clamp_ros.sim.experts.trajectory import ArmPath
-from clamp_ros.sim.tasks.drawer import KNOB_RADIUS_M
-from clamp_ros.sim.tasks.drawer_open import OPEN_M, SHUT_M, knob, opening_m
+from clamp_ros.sim.tasks.drawer import DRAWERS
+from clamp_ros.sim.tasks.drawer_open import OPEN_M, SHUT_M, opening_m
 
 if TYPE_CHECKING:
     from clamp_ros.sim.world import World
 
-OPENING_GRIP_M = 0.026
-"""Fingers 36 mm apart around a bar of 13 mm."""
-SHUT_FINGERS_M = 0.0079
-BACKED_OFF_M = 0.075
 PUSH_PAST_M = 0.006
 """A gripper stops some millimetres short of its aim; the chest gives way if it does not."""
-FINGERTIP_M = 0.010
-"""From the pads' middle to the end of the fingers."""
-_OFF_FRONT_RAD = (np.deg2rad(15.0), np.deg2rad(30.0), np.deg2rad(45.0), np.deg2rad(55.0))
-"""How far the fingers may point past the drawer's own direction; farther, they would touch its front."""
 
 
 def make_two_drawers_expert(world: World, rng: np.random.Generator) -> Expert:
@@ -53,71 +29,10 @@ def make_two_drawers_expert(world: World, rng: np.random.Generator) -> Expert:
     Raises:
         SimulationError: no arm reaches a knob from any side.
     """
-    opening = {drawer: opening_m(world.model, world.data, drawer) for drawer in ("bottom", "top")}
+    opening = {drawer: opening_m(world.model, world.data, drawer) for drawer in DRAWERS}
     if world.task.name == "open_drawers":
-        moves = {d: float(rng.uniform(0.075, 0.10)) - m for d, m in opening.items()}
-        left = [d for d in ("bottom", "top") if opening[d] <= OPEN_M]
+        moves = {d: float(rng.uniform(*PULL_M)) - opening[d] for d in ("bottom", "top") if opening[d] <= OPEN_M}
     else:
-        moves = {d: -m - PUSH_PAST_M for d, m in opening.items()}
-        left = [d for d in ("top", "bottom") if opening[d] >= SHUT_M]
-    plans = [_plan(world, rng, drawer, moves[drawer]) for drawer in left]
+        moves = {d: -opening[d] - PUSH_PAST_M for d in ("top", "bottom") if opening[d] >= SHUT_M}
+    plans = [move_drawer(world, rng, drawer, move_m) for drawer, move_m in moves.items()]
     return Expert(world, np.concatenate(plans) if plans else REST_POSE[None])
-
-
-def _plan(world: World, rng: np.random.Generator, drawer: str, move_m: float) -> NDArray[np.float64]:
-    """(T, 14) targets, from rest to rest, that move a drawer outwards by move_m."""
-    out = world.object_poses()["drawer"][:3, 0]
-    inward = float(np.arctan2(-out[1], -out[0]))
-    at_knob = knob(world.data, drawer)
-    droop = Droop(world.model)
-    pace, usual_pitch = float(rng.uniform(0.85, 1.15)), float(rng.uniform(np.deg2rad(28.0), np.deg2rad(40.0)))
-    pinched = move_m > 0.0 or bool(rng.random() < 0.5)
-    aim = at_knob + rng.normal(0.0, 0.0015, 3)
-    if not pinched:
-        aim += (KNOB_RADIUS_M + FINGERTIP_M) * out
-
-    def way(arm: str, off_front_rad: float, pitch: float, speed: float) -> NDArray[np.float64]:
-        azimuth = inward + float(np.clip(turn[arm], -off_front_rad, off_front_rad))
-        in_plane = abs(turn[arm]) <= off_front_rad
-        approach = aimed_pose(np.zeros(3), azimuth, pitch)[:3, 0]
-
-        def at(shift: NDArray[np.float64]) -> NDArray[np.float64]:
-            if in_plane:  # and stays in it: a little out of it, a straight wrist would have to roll
-                return droop.lead(arm, gripper_pose(arm, aim + shift, pitch), planar=True)
-            return droop.lead(arm, aimed_pose(aim + shift, azimuth, pitch))
-
-        path = ArmPath(arm, REST_POSE, speed)
-        ready = ready_pose(arm, at_knob)
-        path.move(path.seconds_to(ready), ready)
-        open_m = OPENING_GRIP_M if pinched else SHUT_FINGERS_M
-        hover(path, lambda shift: at(shift - BACKED_OFF_M * approach), open_m, rng)
-        path.move(0.9, at(np.zeros(3)), blend_s=0.2)
-        if pinched:
-            path.move(0.4, grip_m=CLOSED_M)
-        path.move(1.4, at(move_m * out))
-        path.move(0.2)
-        if pinched:
-            path.move(0.35, grip_m=OPENING_GRIP_M)
-        away = move_m * out - (BACKED_OFF_M + 0.02) * approach
-        path.move(0.8, at(away), blend_s=0.1)
-        path.move(path.seconds_to(ready), ready)
-        go_home(path)
-        targets = path.joint_targets()
-        make_room(targets, OTHER[arm])
-        return targets
-
-    turn = {arm: _wrapped(outward_rad(arm, at_knob) - inward) for arm in ARMS}
-    arms = sorted(ARMS, key=lambda arm: abs(turn[arm]) + abs(reach_m(arm, at_knob) - 0.45),
-                  reverse=bool(rng.random() < 0.25))  # fmt: skip
-    first = int(rng.integers(1, 4))
-    return first_possible(
-        lambda arm=arm, off=off, pitch=pitch, slower=slower: way(arm, off, pitch, slower * pace)
-        for slower in (1.0, 0.7)
-        for arm in arms
-        for pitch in (usual_pitch, np.deg2rad(45.0), np.deg2rad(55.0), np.deg2rad(22.0))
-        for off in np.roll(_OFF_FRONT_RAD, -first)
-    )
-
-
-def _wrapped(angle_rad: float) -> float:
-    return (angle_rad + np.pi) % (2.0 * np.pi) - np.pi

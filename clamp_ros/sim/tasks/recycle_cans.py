@@ -63,26 +63,24 @@ class RecycleCans(Task):
     def success(self, model: mujoco.MjModel, data: mujoco.MjData) -> bool:
         """At least two cans lie in bins for good: they and the bins at rest on the table, hands off."""
         inside = cans_inside(model, data)
-        touched = set().union(*(touching(model, data, name) for name in (*BINS, *inside)))
         return (
             len(inside) >= WANTED
-            and not touched_by_robot(touched)
-            and all(min(gripper_distances_m(data, can).values()) >= HANDS_OFF_M for can in inside)
             and all(at_rest(model, data, name, _REST_M_S, _REST_RAD_S) for name in (*BINS, *inside))
+            and all(min(gripper_distances_m(data, can).values()) >= HANDS_OFF_M for can in inside)
+            and not any(touched_by_robot(touching(model, data, name)) for name in (*BINS, *inside))
         )
 
     def progress(self, model: mujoco.MjModel, data: mujoco.MjData) -> int:
         """How far the episode is: index into `stages`, from the state alone."""
-        if self.success(model, data):
-            return 6
         if inside := cans_inside(model, data):
-            return 5 if len(inside) >= WANTED else 4
-        gripped = [can for can in CANS if gripped_by(touching(model, data, can)) is not None]
+            if len(inside) < WANTED:
+                return 4
+            return 6 if self.success(model, data) else 5
+        near = [can for can in CANS if min(gripper_distances_m(data, can).values()) < REACHING_M]
+        gripped = [can for can in near if gripped_by(touching(model, data, can)) is not None]
         if any(data.body(can).xpos[2] > TABLE_TOP_M + LIFTED_M for can in gripped):
             return 3
-        if gripped:
-            return 2
-        return int(min(min(gripper_distances_m(data, can).values()) for can in CANS) < REACHING_M)
+        return 2 if gripped else int(bool(near))
 
     def hopeless(self, data: mujoco.MjData) -> bool:
         """A can that has fallen leaves others, and those in a bin may lie as they like."""
@@ -91,16 +89,19 @@ class RecycleCans(Task):
 
 def cans_inside(model: mujoco.MjModel, data: mujoco.MjData) -> list[str]:
     """Cans whose middle is in a bin that stands on the table, and that touch nothing but bins and cans."""
-    standing = [
-        name for name in BINS
-        if "world" in touching(model, data, name) and tilt_rad(data, name) < _UPRIGHT_RAD
-        and abs(float(data.body(name).xpos[2]) - TABLE_TOP_M) < 0.004
-    ]  # fmt: skip
     return [
         can for can in CANS
-        if any(in_bin(data, can, name) for name in standing)
+        if any(in_bin(data, can, name) and _stands(model, data, name) for name in BINS)
         and touching(model, data, can) <= {*BINS, *CANS}
     ]  # fmt: skip
+
+
+def _stands(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> bool:
+    return (
+        tilt_rad(data, name) < _UPRIGHT_RAD
+        and abs(float(data.body(name).xpos[2]) - TABLE_TOP_M) < 0.004
+        and "world" in touching(model, data, name)
+    )
 
 
 def can_middle(data: mujoco.MjData, can: str) -> np.ndarray:
