@@ -35,6 +35,7 @@ from clamp_ros.score.workers import Beat, play_in_workers
 from clamp_ros.sim.cameras import OVERVIEW_CAMERA
 from clamp_ros.sim.film import Film
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.assets import check_assets
 
 IN_PROCESS, ROS = "in process", "ros"
 """Ways of playing: with the code of the nodes, without ROS; or through the whole running system."""
@@ -52,10 +53,12 @@ def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, 
     Raises:
         ArtifactError: the artifact does not fit the simulation's cameras.
         ConfigError: the task is unknown, or `out` holds results of other settings.
+        SimulationError: the assets do not fit the task.
         RecordError: `out` is damaged.
     """
     if task not in TASKS:
         raise unknown_key(task, TASKS, "task")
+    check_assets(task, rollout.get("assets", ""))
     artifact_cameras(artifact)  # refused here, once, and not in every worker
     manifest = artifact.manifest
     hashes = {part: spec.sha256 for part, spec in manifest.files.items()}

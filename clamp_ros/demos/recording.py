@@ -43,6 +43,7 @@ from clamp_ros.sim.randomise import Randomisation, Randomiser, set_appearance
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.simulation import START_NS
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.assets import check_assets
 from clamp_ros.sim.world import World
 
 TASK_STATE_TICKS = round(CONTROL_RATE_HZ / (TASK_STATE.rate_hz or CONTROL_RATE_HZ))
@@ -80,6 +81,7 @@ class DemoConfig:
             raise ConfigError(f"image rate is {self.image_rate_hz} Hz, expected a divisor of {CONTROL_RATE_HZ}")
         if self.compression not in COMPRESSIONS:
             raise unknown_key(self.compression, COMPRESSIONS, "compression")
+        check_assets(self.task, self.assets)
 
     @property
     def image_ticks(self) -> int:

@@ -146,6 +146,15 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, files: d
         easy(folder(tmp_path, **files))
 
 
+def test_demonstrations_and_evaluations_refuse_before_they_start_processes(tmp_path: Path) -> None:
+    (tmp_path / "mug.xml").write_text(PLAIN.format(BOX.format(0.039, 0.04, 5.0)))
+    with pytest.raises(SimulationError, match=r"its mass is 5\.000 kg"):
+        DemoConfig("mug_on_plate_easy", assets=str(tmp_path))
+    words = ["eval", "--artifact", "mug_on_plate_easy", "--task", "mug_on_plate_easy", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--assets", str(tmp_path)]) != 0
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_folder_is_an_error() -> None:
     with pytest.raises(SimulationError, match=r"assets /nowhere/at/all is no folder"):
         easy(Path("/nowhere/at/all"))

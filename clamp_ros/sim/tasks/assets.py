@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.contract.errors import SimulationError
+from clamp_ros.sim.tasks import TASKS
 from clamp_ros.sim.tasks.drawer import DRAWERS, drawer_joint, knob_site
 from clamp_ros.sim.tasks.drawer_open import OPEN_M
 from clamp_ros.sim.tasks.task import Task
@@ -58,6 +59,20 @@ def add_objects(spec: mujoco.MjSpec, task: Task, folder: Path | None = None) -> 
     if folder is None:
         return {}
     return {"folder": str(folder.resolve()), "sha256": {name: _digest(file) for name, file in files.items()}}
+
+
+def check_assets(task: str, folder: str) -> None:
+    """Refuses a folder that does not fit a task, before processes are started that would each refuse it.
+
+    Args:
+        task: a name of `sim.tasks.TASKS`.
+        folder: see `add_objects`; empty for our own objects.
+
+    Raises:
+        SimulationError: see `add_objects`.
+    """
+    if folder:
+        add_objects(mujoco.MjSpec(), TASKS[task](), Path(folder))
 
 
 def _files(folder: Path, task: Task) -> dict[str, Path]:
