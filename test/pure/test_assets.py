@@ -133,7 +133,9 @@ def test_meshes_beside_the_file_are_found(tmp_path: Path) -> None:
     ({"mug": MUG.replace("<freejoint/>", '<joint name="spin" type="hinge"/>')}, r"joint 'spin', which is not a free"),
     ({"mug": PLAIN.format('<inertial pos="0 0 0" mass=".2" diaginertia=".01 .01 .01"/>')}, r"none of its geoms collid"),
     ({"mug": PLAIN.format('<geom type="box" size=".03 .03 .04" contype="0" conaffinity="0" mass=".2"/>')},
-     r"none of its geoms collides; expected at least one with contype"),
+     r"none of its geoms collides with robot and table; expected one or more with contype"),
+    ({"mug": PLAIN.format('<geom type="box" size=".03 .03 .04" contype="2" conaffinity="2" mass=".2"/>')
+      .replace("<worldbody>", '<worldbody><geom type="plane" size="1 1 1"/>')}, r"none of its geoms collides with robot"),
     ({"mug": PLAIN.format(BOX.format(0.039, 0.04, 0.2).replace("/>", ' group="3"/>'))}, r"none of its geoms is drawn"),
     ({"mug": PLAIN.format(BOX.format(0.075, 0.04, 0.2))}, r"it measures 150 mm along y; expected 41 to 122 mm"),
     ({"mug": PLAIN.format(BOX.format(0.039, 0.0, 0.2))}, r"its lowest point is at z = -40 mm; expected 0"),

@@ -61,8 +61,10 @@ def add_objects(spec: mujoco.MjSpec, task: Task, folder: Path | None = None) -> 
     return {"folder": str(folder.resolve()), "sha256": {name: _digest(file) for name, file in files.items()}}
 
 
-def check_assets(task: str, folder: str) -> None:
+def check_assets(task: str, folder: str) -> dict[str, Any]:
     """Refuses a folder that does not fit a task, before processes are started that would each refuse it.
+
+    Returns what `add_objects` does.
 
     Args:
         task: a name of `sim.tasks.TASKS`.
@@ -71,8 +73,7 @@ def check_assets(task: str, folder: str) -> None:
     Raises:
         SimulationError: see `add_objects`.
     """
-    if folder:
-        add_objects(mujoco.MjSpec(), TASKS[task](), Path(folder))
+    return add_objects(mujoco.MjSpec(), TASKS[task](), Path(folder) if folder else None)
 
 
 def _files(folder: Path, task: Task) -> dict[str, Path]:
@@ -160,7 +161,7 @@ def _check(child: mujoco.MjSpec, task: Task, name: str, file: Path) -> None:
     if not our_mass / _MASS_SHARE <= mass <= our_mass * _MASS_SHARE:
         low, high = our_mass / _MASS_SHARE, our_mass * _MASS_SHARE
         raise _unfit(file, f"its mass is {mass:.3f} kg", f"{low:.3f} to {high:.3f} kg")
-    if not (model.geom_group < 3).any():
+    if not (model.geom_group[model.geom_bodyid > 0] < 3).any():
         raise _unfit(file, "none of its geoms is drawn", "at least one of group 0, 1 or 2")
 
 
@@ -184,9 +185,9 @@ def _box(model: mujoco.MjModel, file: Path) -> NDArray[np.float64]:
     """(2, 3) lowest and highest corner of what collides, in the frame of the model's one object."""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
-    geoms = np.flatnonzero((model.geom_contype != 0) | (model.geom_conaffinity != 0))
+    geoms = np.flatnonzero((((model.geom_contype | model.geom_conaffinity) & 1) != 0) & (model.geom_bodyid > 0))
     if not len(geoms):
-        raise _unfit(file, "none of its geoms collides", "at least one with contype and conaffinity 1")
+        raise _unfit(file, "none of its geoms collides with robot and table", "one or more with contype, conaffinity 1")
     corners = np.stack(np.meshgrid(*[(-1.0, 1.0)] * 3), axis=-1).reshape(-1, 3)
     points = [
         (model.geom_aabb[g, :3] + corners * model.geom_aabb[g, 3:]) @ data.geom_xmat[g].reshape(3, 3).T
