@@ -292,6 +292,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--execute-steps", type=int, default=25, metavar="N", help="actions of a chunk (%(default)s)")
     parser.add_argument("--latency-ticks", type=int, default=3, metavar="N",
                         help="20 ms ticks from observation to chunk, in process (%(default)s)")  # fmt: skip
+    parser.add_argument("--assets", type=Path, metavar="DIR", help="objects in place of our own, see docs/tasks.md")
     parser.add_argument("--ros", action="store_true", help="through the whole ROS system")
 
 
@@ -303,7 +304,8 @@ def _run_eval(args: argparse.Namespace) -> int:
     from clamp_ros.rollout import RolloutConfig
     from clamp_ros.score.runs import group, words
 
-    rollout = RolloutConfig(args.mode, args.execute_steps, args.latency_ticks)
+    assets = "" if args.assets is None else str(args.assets.resolve())
+    rollout = RolloutConfig(args.mode, args.execute_steps, args.latency_ticks, assets=assets)
     watching = Watching(args.video, args.films, args.pictures)
     artifacts = [folder for word in args.artifact or [args.task] for folder in _artifact_folders(word)]
     planned = plan(artifacts, args.task, ROS if args.ros else IN_PROCESS, rollout, args.out)

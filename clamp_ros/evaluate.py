@@ -35,6 +35,7 @@ from clamp_ros.score.workers import Beat, play_in_workers
 from clamp_ros.sim.cameras import OVERVIEW_CAMERA
 from clamp_ros.sim.film import Film
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.assets import check_assets
 
 IN_PROCESS, ROS = "in process", "ros"
 """Ways of playing: with the code of the nodes, without ROS; or through the whole running system."""
@@ -52,10 +53,12 @@ def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, 
     Raises:
         ArtifactError: the artifact does not fit the simulation's cameras.
         ConfigError: the task is unknown, or `out` holds results of other settings.
+        SimulationError: the assets do not fit the task.
         RecordError: `out` is damaged.
     """
     if task not in TASKS:
         raise unknown_key(task, TASKS, "task")
+    check_assets(task, rollout.get("assets", ""))
     artifact_cameras(artifact)  # refused here, once, and not in every worker
     manifest = artifact.manifest
     hashes = {part: spec.sha256 for part, spec in manifest.files.items()}
@@ -64,6 +67,7 @@ def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, 
     settings = Settings(
         artifact=manifest.name, artifact_sha256=hashes, task=task, stages=TASKS[task].stages,
         max_seconds=TASKS[task].max_seconds, way=way, rollout=rollout, software=clamp_ros.__version__,
+        partial_stage=TASKS[task].partial_stage,
     )  # fmt: skip
     return Results(out, settings, Training.of(manifest.name, manifest.training))
 
@@ -95,7 +99,9 @@ def plan(folders: Sequence[Path], task: str, way: str, rollout: RolloutConfig, o
 def settings_of(rollout: RolloutConfig, way: str) -> dict[str, Any]:
     """What of a rollout's configuration matters: through ROS latency is what it is, and the look the stack's."""
     values = asdict(rollout)
-    return {key: values[key] for key in ("mode", "execute_steps")} if way == ROS else values
+    if not values["assets"]:
+        del values["assets"]  # so that results from before there were any are gone on with
+    return {key: values[key] for key in ("mode", "execute_steps", "assets") if key in values} if way == ROS else values
 
 
 @dataclass(frozen=True)
@@ -186,8 +192,8 @@ def collect(results: Results, rows: Iterable[Row], seeds: Sequence[int], progres
 
 def lost_row(task: str, seed: int, outcome: str, reason: str, seconds: float, reached: Reached, wall_s: float) -> Row:
     """The row of an episode that did not come to its end."""
-    stages = TASKS[task].stages
-    return row(seed, outcome, stages, reached, seconds=seconds, reason=reason, wall_s=wall_s)
+    stages, partial = TASKS[task].stages, TASKS[task].partial_stage
+    return row(seed, outcome, stages, reached, partial_stage=partial, seconds=seconds, reason=reason, wall_s=wall_s)
 
 
 @dataclass(frozen=True)
@@ -245,8 +251,9 @@ class Player:
                 write_whole(path, scribe.strip())
             picture = f"{path.parent.name}/{path.name}"
         return row(
-            seed, ended, rollout.world.task.stages, rollout.reached, seconds=rollout.seconds, reason=reason,
-            chunks=chunks, held_ticks=held, picture=picture, wall_s=time.monotonic() - started,
+            seed, ended, rollout.world.task.stages, rollout.reached, partial_stage=rollout.world.task.partial_stage,
+            seconds=rollout.seconds, reason=reason, chunks=chunks, held_ticks=held, picture=picture,
+            wall_s=time.monotonic() - started,
         )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class RolloutConfig:
         minimum=0, maximum=CHUNK_SIZE - 1,
     )  # fmt: skip
     look: str = param("auto", "of the simulated robot", choices=("auto", "mesh", "primitive"))
+    assets: str = param("", "folder of objects in place of our own; empty: our own")
 
     def __post_init__(self) -> None:
         check(self)
@@ -118,7 +119,7 @@ class Rollout:
         self._rgb_cameras = manifest.rgb_cameras
         self._reads_cloud = manifest.scene == "cloud"
         self._prefix = manifest.prefix if self.config.mode == "open_loop" else 0
-        self.world = World(task, look=self.config.look)
+        self.world = World(task, look=self.config.look, assets=self.config.assets)
         self.reached: dict[str, float] = {}
         self.seconds = 0.0
         self._renderer = Renderer(self.world.model, (*self._cameras.values(), OVERVIEW_CAMERA))

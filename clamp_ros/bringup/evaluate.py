@@ -36,7 +36,7 @@ def evaluate_ros(
         task: a name of `sim.tasks.TASKS`.
         seeds: of the episodes.
         out: results file, JSON; the system's log lies beside it.
-        rollout: mode and execute_steps are used; latency is what it is.
+        rollout: mode, execute_steps and assets are used; latency is what it is.
         progress: show a bar.
 
     Raises:
@@ -58,7 +58,7 @@ def evaluate_ros(
         raise RecordError(f"{parameters} cannot be written: {error.strerror}; make room, and run it again") from error
     words = [
         "sim:=true", "enabled:=false", f"task:={task}", f"policy:={loaded.folder}", f"control:={rollout.mode}",
-        f"config:={parameters}",
+        f"config:={parameters}", f"assets:={rollout.assets}",
     ]  # fmt: skip
     with own_domain(), closing(_rows(words, task, missing, out.with_suffix(".log"))) as rows:
         collect(results, rows, seeds, progress)
@@ -141,5 +141,6 @@ def _play(session: Session, task: str, seed: int, watch: _Watch) -> Row:
     except ClampError as error:
         return watch.lost(seed, ERROR, str(error))
     outcome, reason = (SUCCESS, "") if played.success else (TIMEOUT, NOT_DONE)
-    stages = TASKS[task].stages
-    return row(seed, outcome, stages, watch.reached, seconds=played.seconds, reason=reason, wall_s=watch.wall_s)
+    stages, partial = TASKS[task].stages, TASKS[task].partial_stage
+    return row(seed, outcome, stages, watch.reached, partial_stage=partial, seconds=played.seconds, reason=reason,
+               wall_s=watch.wall_s)  # fmt: skip

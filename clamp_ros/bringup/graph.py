@@ -86,6 +86,7 @@ ARGUMENTS = (
     Argument("cameras", "", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated; empty: the policy's"),
     Argument("seed", "0", "layout of the first episode in the simulation; /sim/reset starts further ones"),
     Argument("robot_model", "", "MuJoCo Menagerie `aloha` folder to take the simulated robot from; empty: built in"),
+    Argument("assets", "", "folder of simulated objects in place of our own, see docs/tasks.md; empty: ours"),
     Argument("control", "open_loop", "how chunks become commands", ("open_loop", "temporal_ensemble")),
     Argument("enabled", "auto", "let the policy act as soon as all is up; false waits for /policy/enable; auto does so "
                                 "on the robot only", ("auto", *_SWITCH)),
@@ -103,7 +104,7 @@ ARGUMENTS = (
 )
 """The arguments of the policy's graph."""
 
-_SHARED = ("sim", "seed", "robot_model", "record", "record_to", "camera_config", "arm_config", "leaders",
+_SHARED = ("sim", "seed", "robot_model", "assets", "record", "record_to", "camera_config", "arm_config", "leaders",
            "leader_config", "safety_config", "config")
 TELEOP_ARGUMENTS = (
     Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
@@ -295,6 +296,7 @@ def _simulation(
         "cameras": cameras,
         "seed": _integer("seed", values["seed"]),
         "robot_model": values["robot_model"],
+        "assets": values["assets"],
         **images,
     }
     return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=files, parameters=parameters),)

@@ -14,9 +14,11 @@ from clamp_ros.bringup.session import START_TIMEOUT_S, Session
 from clamp_ros.contract.errors import RecordError
 from clamp_ros.contract.interfaces import CONTROL_STATUS, RECORD_START, RECORD_STOP
 from clamp_ros.contract.tasks import TASK_NAMES
+from clamp_ros.record.metadata import EpisodeMetadata
 from clamp_ros.record.replay import load_commands
 from clamp_ros.record.replay_node import ReplayNode
 from clamp_ros.ros.run import run_node, subscribe
+from clamp_ros.sim.tasks.assets import check_assets
 
 _PLAY_TIMEOUT_S = 1800.0
 _CAMERA = "front_left"
@@ -56,7 +58,9 @@ def replay_in_simulation(parameters: Mapping[str, Any], log: Path, record_to: Pa
         record_to: folder for a bag of the replay; None records none.
 
     Raises:
-        RecordError: the bag cannot be replayed, does not tell its task and seed, or the replay was broken off.
+        RecordError: the bag cannot be replayed, does not tell its task and seed, its objects are no longer what they
+            were, or the replay was broken off.
+        SimulationError: its objects are gone.
         SystemDiedError: the simulation did not come up, or ended.
     """
     metadata, _ = load_commands(parameters["bag"])
@@ -67,6 +71,8 @@ def replay_in_simulation(parameters: Mapping[str, Any], log: Path, record_to: Pa
         )
     words = ["sim:=true", "by:=replay", f"task:={metadata.task}", f"seed:={metadata.seed}", f"cameras:={_CAMERA}"]
     words.append(f"record_to:={record_to or log.parent}")
+    if "assets" in metadata.extra:
+        words.append(f"assets:={_assets(parameters['bag'], metadata)}")
     ended: list[RecordError | None] = []
     with Session(["record", *words], log, name="replay_session") as session:
         state: dict[str, str] = {}
@@ -83,3 +89,17 @@ def replay_in_simulation(parameters: Mapping[str, Any], log: Path, record_to: Pa
         if ended[0] is not None:
             raise ended[0]
         return Replayed(success, session.task_state["time_s"], bag)
+
+
+def _assets(bag: str, metadata: EpisodeMetadata) -> str:
+    """The folder of a bag's objects that are not our own."""
+    recorded = metadata.extra["assets"]
+    found = check_assets(metadata.task, recorded["folder"])
+    changed = [name for name, digest in recorded["sha256"].items() if found["sha256"].get(name) != digest]
+    changed += [name for name in found["sha256"] if name not in recorded["sha256"]]
+    if changed:
+        raise RecordError(
+            f"{bag} was recorded with other objects than {recorded['folder']} holds now: {', '.join(changed)} changed, "
+            "came or went; bring back what was there"
+        )
+    return recorded["folder"]

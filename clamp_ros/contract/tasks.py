@@ -13,4 +13,9 @@ TASK_NAMES: tuple[str, ...] = (
     "can_opener_in_caddy",
     "screwdriver_in_caddy",
     "plate_on_rack",
+    "open_drawers",
+    "close_drawers",
+    "real_mug_on_plate",
+    "real_plate_on_rack",
+    "recycle_cans",
 )

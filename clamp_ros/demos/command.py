@@ -54,6 +54,10 @@ def _add_look(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--look", default="auto", choices=("auto", "mesh", "primitive"), help="of the robot")
 
 
+def _add_assets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--assets", type=_folder, metavar="DIR", help="objects in place of our own, see docs/tasks.md")
+
+
 def _make(words: Sequence[str]) -> int:
     parser = _parser("", f"Makes demonstrations with a scripted expert, one bag an episode.\n\n{_MORE}")
     parser.add_argument("--task", required=True, help=f"one of {', '.join(TASK_NAMES)}")
@@ -65,11 +69,12 @@ def _make(words: Sequence[str]) -> int:
                         help="make share I of N of the episodes, from seeds of its own (1/1)")  # fmt: skip
     parser.add_argument("--states-only", action="store_true", help="no pictures now; see `clamp demos render`")
     _add_look(parser)
+    _add_assets(parser)
     _add_pictures(parser)
     args = parser.parse_args(words)
     from clamp_ros.demos.make import make_demos
 
-    config = _config(args, args.task, args.look, args.states_only)
+    config = _config(args, args.task, args.look, args.states_only, args.assets)
     summary = make_demos(config, args.episodes, args.out, seed=args.seed, workers=args.workers, shard=args.shard)
     return _tell(summary, args.out)
 
@@ -86,7 +91,7 @@ def _render(words: Sequence[str]) -> int:
     from clamp_ros.demos.make import render_demos
 
     stored = config_of(args.source)
-    config = _config(args, stored.task, stored.look)
+    config = _config(args, stored.task, stored.look, assets=stored.assets)
     return _tell(render_demos(args.source, config, args.out, workers=args.workers), args.out)
 
 
@@ -115,12 +120,13 @@ def _pictures(words: Sequence[str]) -> int:
     parser = _parser(" pictures", "Draws how an episode of each task starts and ends, when its expert plays it.")
     parser.add_argument("--task", default="all", help=f"all, or names of {', '.join(TASK_NAMES)}")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the layouts (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("data/tasks.png"), help="picture (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("data/tasks.png"), help="picture, .png or .jpg (%(default)s)")
     _add_look(parser)
+    _add_assets(parser)
     args = parser.parse_args(words)
     from clamp_ros.demos.sheet import write_grid
 
-    write_grid(_tasks(args.task), args.out, seed=args.seed, look=args.look)
+    write_grid(_tasks(args.task), args.out, seed=args.seed, look=args.look, assets=args.assets)
     print(args.out)
     return 0
 
@@ -150,12 +156,15 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
                         " colours, camera, depth, latency; light=0.5 is half as much (nothing)")  # fmt: skip
 
 
-def _config(args: argparse.Namespace, task: str, look: str, states_only: bool = False) -> DemoConfig:
+def _config(
+    args: argparse.Namespace, task: str, look: str, states_only: bool = False, assets: Path | str | None = None
+) -> DemoConfig:
     from clamp_ros.demos.recording import DemoConfig
     from clamp_ros.sim.randomise import Randomisation
 
     randomise = Randomisation.parse(args.randomise)
-    return DemoConfig(task, args.cameras, args.image_rate, look, args.compression, randomise, states_only)
+    return DemoConfig(task, args.cameras, args.image_rate, look, args.compression, randomise, states_only,
+                      str(assets or ""))  # fmt: skip
 
 
 def _score(words: Sequence[str]) -> int:
@@ -166,13 +175,15 @@ def _score(words: Sequence[str]) -> int:
     parser.add_argument("--task", default="all", help=f"all, or names of {', '.join(TASK_NAMES)}")
     parser.add_argument("--seeds", type=int, default=200, metavar="N", help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, metavar="S", help="first seed (%(default)s)")
-    parser.add_argument("--controls", type=int, metavar="N", help="seeds with the gripper kept open (a tenth)")
+    parser.add_argument("--controls", type=int, metavar="N", help="seeds of the control (a tenth)")
     parser.add_argument("--out", type=Path, default=Path("data/experts.jsonl"), help="results (%(default)s)")
     _add_look(parser)
+    _add_assets(parser)
     args = parser.parse_args(words)
     controls = args.seeds // 10 if args.controls is None else args.controls
     rows = []
-    for rows in score(_tasks(args.task), range(args.seed, args.seed + args.seeds), controls, args.out, args.look):
+    seeds = range(args.seed, args.seed + args.seeds)
+    for rows in score(_tasks(args.task), seeds, controls, args.out, args.look, args.assets):
         print(f"\r{len(rows)} episodes", end="", flush=True)
     print(f"\n{table(rows)}")
     return 0
@@ -183,6 +194,10 @@ _VERBS = {"render": _render, "merge": _merge, "sheet": _sheet, "pictures": _pict
 
 def _tasks(text: str) -> tuple[str, ...]:
     return TASK_NAMES if text == "all" else _names(text)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).resolve()
 
 
 def _shard(text: str) -> tuple[int, int]:

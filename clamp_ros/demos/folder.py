@@ -83,7 +83,8 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return None
     except json.JSONDecodeError as error:
         raise RecordError(f"{folder / _SETTINGS_FILE} is damaged: {error}") from error
-    return {"randomise": asdict(Randomisation()), "states_only": False} | found  # older folders do not name these
+    older = {"randomise": asdict(Randomisation()), "states_only": False, "assets": ""}  # folders do not name these
+    return older | found
 
 
 def config_of(folder: Path) -> DemoConfig:

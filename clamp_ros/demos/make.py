@@ -101,8 +101,11 @@ def render_demos(source: Path, config: DemoConfig, folder: Path, *, workers: int
     stored = config_of(source)
     if not stored.states_only:
         raise ConfigError(f"{source} holds bags with pictures; only folders made with --states-only can be rendered")
-    if (stored.task, stored.look) != (config.task, config.look):
-        raise ConfigError(f"{source} is of task {stored.task} and look {stored.look}, not {config.task}, {config.look}")
+    if (stored.task, stored.look, stored.assets) != (config.task, config.look, config.assets):
+        raise ConfigError(
+            f"{source} is of task {stored.task}, look {stored.look} and assets {stored.assets!r}, not {config.task},"
+            f" {config.look}, {config.assets!r}"
+        )
     with locked(source) as log:
         rows = finished(log, source, stored.task)
     seeds = sorted(seed for seed, row in rows.items() if row["success"])

@@ -43,6 +43,7 @@ from clamp_ros.sim.randomise import Randomisation, Randomiser, set_appearance
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.simulation import START_NS
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.assets import check_assets
 from clamp_ros.sim.world import World
 
 TASK_STATE_TICKS = round(CONTROL_RATE_HZ / (TASK_STATE.rate_hz or CONTROL_RATE_HZ))
@@ -59,6 +60,7 @@ class DemoConfig:
         look: of the robot: mesh, primitive or auto.
         compression: of the bags: none, lz4 or zstd.
         randomise: how much looks, cameras, depth and latency vary from episode to episode.
+        assets: folder of objects in place of our own, see `sim.tasks.assets`; empty for our own.
         states_only: store what the physics does, to be rendered later, instead of bags with pictures.
     """
 
@@ -69,6 +71,7 @@ class DemoConfig:
     compression: str = "zstd"
     randomise: Randomisation = field(default_factory=Randomisation)
     states_only: bool = False
+    assets: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -78,6 +81,7 @@ class DemoConfig:
             raise ConfigError(f"image rate is {self.image_rate_hz} Hz, expected a divisor of {CONTROL_RATE_HZ}")
         if self.compression not in COMPRESSIONS:
             raise unknown_key(self.compression, COMPRESSIONS, "compression")
+        check_assets(self.task, self.assets)
 
     @property
     def image_ticks(self) -> int:
@@ -174,7 +178,7 @@ class Demonstrator:
 
     def __init__(self, config: DemoConfig) -> None:
         self.config = config
-        self._world = World(config.task, look=config.look)
+        self._world = World(config.task, look=config.look, assets=config.assets)
         self._cameras = select_cameras(config.cameras, DEFAULT_CAMERAS)
         self._randomiser = Randomiser(config.randomise, self._world.model, self._cameras)
         self._renderer: Renderer | None = None
@@ -259,6 +263,8 @@ class Demonstrator:
 
     def _writer(self, seed: int, bag: Path) -> EpisodeWriter:
         extra: dict[str, Any] = {"simulated": True}
+        if self._world.assets:
+            extra["assets"] = self._world.assets
         if self.config.randomise.active:
             extra["randomised"] = self._randomiser.scene(seed).to_dict()
         metadata = EpisodeMetadata(

@@ -1,7 +1,7 @@
 """How good the scripted experts are: successes over many seeds, beside a control that cannot succeed.
 
-The control is the same expert with its grippers held open: what it scores, a task gives away. Physics only, without
-pictures.
+The control is the same expert with its grippers held open: what it scores, a task gives away. Where shut or open
+fingers do as well (`Task.blind_control`) it is the expert of another layout. Physics only, without pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ, GRIPPER_INDICES
 from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.score.statistics import wilson_interval
-from clamp_ros.sim.experts import make_expert
+from clamp_ros.sim.experts import Expert, make_expert
 from clamp_ros.sim.experts.gripping import OPEN_M
+from clamp_ros.sim.experts.persistent import Persistent
 from clamp_ros.sim.world import World
 
 FIRST_SEED = 100_000
@@ -36,12 +37,13 @@ class Attempt:
     Attributes:
         task: its name.
         seed: of the layout.
-        control: whether the grippers were held open.
+        control: whether the grippers were held open, or the plan was another layout's.
         success: the task was done at the expert's end.
         attempts: plans it took; 0 if there was none.
         seconds: simulated.
         cpu_s: of this process, planning included.
         reason: of a failure.
+        assets: folder of the objects in place of our own; empty for our own.
     """
 
     task: str
@@ -52,30 +54,37 @@ class Attempt:
     seconds: float
     cpu_s: float
     reason: str
+    assets: str = ""
 
 
 def attempt(world: World, seed: int, control: bool = False) -> Attempt:
     """Plays the expert once."""
     started, ticks, plans, success = time.process_time(), 0, 0, False
     try:
-        world.reset(seed)
-        expert = make_expert(world, np.random.default_rng([seed, 1]))
+        blind = control and world.task.blind_control
+        world.reset(seed + 1 if blind else seed)
+        expert: Expert = make_expert(world, np.random.default_rng([seed, 1]))
+        if blind:
+            world.reset(seed)
+            expert = Expert(world, expert.plan)
         while not expert.done and ticks < world.task.max_seconds * CONTROL_RATE_HZ:
             action = expert.act()
-            if control:
+            if control and not blind:
                 action[list(GRIPPER_INDICES)] = OPEN_M
             world.step(action)
             ticks += 1
-        plans, success = expert.attempts, expert.done and world.success()
+        plans = expert.attempts if isinstance(expert, Persistent) else 1
+        success = expert.done and world.success()
         reason = "" if success else f"ended at stage {world.task.stages[world.progress()]!r}"
     except SimulationError as error:
         reason = str(error)
     cpu_s = round(time.process_time() - started, 3)
-    return Attempt(world.task.name, seed, control, success, plans, ticks / CONTROL_RATE_HZ, cpu_s, reason)
+    assets = world.assets.get("folder", "")
+    return Attempt(world.task.name, seed, control, success, plans, ticks / CONTROL_RATE_HZ, cpu_s, reason, assets)
 
 
 def score(
-    tasks: Sequence[str], seeds: range, controls: int, results: Path, look: str = "auto"
+    tasks: Sequence[str], seeds: range, controls: int, results: Path, look: str = "auto", assets: Path | None = None
 ) -> Iterator[list[Attempt]]:
     """Plays what is not in the results file yet, and yields all that is, after every few episodes.
 
@@ -85,6 +94,7 @@ def score(
         controls: how many of these seeds the control plays, from the first on.
         results: JSON lines, one an episode; made, or gone on with.
         look: of the robot.
+        assets: folder of objects in place of our own; other folders' results in the file are left out.
 
     Raises:
         ConfigError: a task is unknown, or a number is out of range.
@@ -97,7 +107,8 @@ def score(
         raise ConfigError(f"{len(seeds)} seeds and {controls} controls, expected at least one, and no more controls")
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
-        rows = read(results) if results.exists() else []
+        folder = "" if assets is None else str(assets.resolve())
+        rows = [row for row in read(results) if row.assets == folder] if results.exists() else []
         done = {(row.task, row.seed, row.control) for row in rows}
         worlds: dict[str, World] = {}
         with results.open("a", encoding="utf-8") as file:
@@ -108,7 +119,7 @@ def score(
                             if (task, seed, control) in done:
                                 continue
                             if task not in worlds:
-                                worlds[task] = World(task, cameras={}, look=look)
+                                worlds[task] = World(task, cameras={}, look=look, assets=assets)
                             rows.append(attempt(worlds[task], seed, control))
                             file.write(json.dumps(asdict(rows[-1])) + "\n")
                             file.flush()
@@ -140,7 +151,7 @@ def read(results: Path) -> list[Attempt]:
 def table(rows: Iterable[Attempt]) -> str:
     """A Markdown table, a line a task."""
     lines = [
-        "| task | expert | 95 % interval | after a second or third try | gripper kept open | CPU s an episode |",
+        "| task | expert | 95 % interval | after a second or third try | control | CPU s an episode |",
         "|---|---|---|---|---|---|",
     ]
     rows = list(rows)

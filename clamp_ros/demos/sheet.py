@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clamp_ros.contract.errors import RecordError, SimulationError
+from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ
 from clamp_ros.demos.folder import Row, Summary, bag_path, config_of, finished, locked
 from clamp_ros.demos.recording import DemoConfig
 from clamp_ros.demos.states import load
 from clamp_ros.record.episode import Episode
-from clamp_ros.sim.cameras import OVERVIEW_CAMERA
+from clamp_ros.sim.cameras import OVERVIEW_CAMERA, fixed_camera
 from clamp_ros.sim.experts import make_expert
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.world import World
@@ -27,6 +27,10 @@ SHEET_FILE = "sheet.html"
 MOST = 200
 """Episodes on a sheet, spread evenly over the folder."""
 _WIDTH_PX = 300
+_GRID_CAMERA = fixed_camera("grid", (0.0, -0.66, 0.66), (0.0, 0.01, 0.06), 42.0, width=480, height=270)
+"""Nearer than the overview, so that things are seen rather than arms."""
+_ONE_COLUMN = 4
+"""Up to so many tasks are below one another in a grid."""
 _STYLE = """body{font:15px sans-serif;margin:24px;color:#222}main{display:flex;flex-wrap:wrap;gap:14px}
 figure{margin:0;border:1px solid #ccc;padding:6px}figure img{display:inline-block;margin-right:4px}
 figcaption{margin-top:4px}td,th{padding:2px 14px 2px 0;text-align:left}.bad{color:#a11}"""
@@ -79,7 +83,7 @@ def _bag_frames(config: DemoConfig, folder: Path, rows: Iterable[Row]) -> Iterab
 
 
 def _state_frames(config: DemoConfig, folder: Path, rows: Iterable[Row]) -> Iterable[list[Picture]]:
-    world = World(config.task, look=config.look)
+    world = World(config.task, look=config.look, assets=config.assets)
     with Renderer(world.model, [OVERVIEW_CAMERA]) as renderer:
         for row in rows:
             states, _, _ = load(bag_path(folder, config.task, row["seed"]))
@@ -105,40 +109,56 @@ def _jpeg(picture: Picture) -> str:
     return base64.b64encode(data.tobytes()).decode()
 
 
-def write_grid(tasks: Sequence[str], path: Path, *, seed: int = 0, look: str = "auto") -> None:
-    """Writes a PNG with a row a task: how an episode of its expert starts, and how it ends.
+def write_grid(
+    tasks: Sequence[str], path: Path, *, seed: int = 0, look: str = "auto", assets: Path | None = None
+) -> None:
+    """Writes a picture of tasks, two in a row where there are many: how an episode of its expert starts and ends.
 
     The first seed from `seed` on that succeeds is shown.
 
+    Args:
+        tasks: names.
+        path: ends in .png or .jpg.
+        seed: the first to try.
+        look: of the robot.
+        assets: folder of objects in place of our own.
+
     Raises:
+        ConfigError: the path ends otherwise.
         SimulationError: a task is unknown, or its expert fails on 10 seeds.
         RecordError: the picture cannot be written.
     """
-    rows = [np.hstack(_start_and_end(task, seed, look)) for task in tasks]
-    good, data = cv2.imencode(".png", np.vstack(rows)[..., ::-1])
+    if path.suffix not in (".png", ".jpg"):
+        raise ConfigError(f"picture is {path}, expected a name that ends in .png or .jpg")
+    pairs = [np.hstack(_start_and_end(task, seed, look, assets)) for task in tasks]
+    columns = 1 if len(pairs) <= _ONE_COLUMN else 2
+    pairs += [np.full_like(pairs[0], 255)] * (-len(pairs) % columns)
+    grid = np.vstack([np.hstack(pairs[i : i + columns]) for i in range(0, len(pairs), columns)])
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 85] if path.suffix == ".jpg" else []
+    data = cv2.imencode(path.suffix, grid[..., ::-1], quality)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes() if good else b"")
+        path.write_bytes(data.tobytes())
     except OSError as error:
         raise RecordError(f"{path} cannot be written: {error}") from error
 
 
-def _start_and_end(task: str, first: int, look: str) -> list[Picture]:
-    world = World(task, look=look)
-    with Renderer(world.model, [OVERVIEW_CAMERA]) as renderer:
+def _start_and_end(task: str, first: int, look: str, assets: Path | None) -> list[Picture]:
+    world = World(task, look=look, assets=assets)
+    with Renderer(world.model, [_GRID_CAMERA]) as renderer:
         for seed in range(first, first + 10):
             world.reset(seed)
-            start, _ = renderer.render(world.data, OVERVIEW_CAMERA.name)
+            start, _ = renderer.render(world.data, _GRID_CAMERA.name)
             expert = make_expert(world, np.random.default_rng([seed, 1]))
             while not expert.done and world.time_ns < 1e9 * world.task.max_seconds:
                 world.step(expert.act())
             if world.success():
-                end, _ = renderer.render(world.data, OVERVIEW_CAMERA.name)
+                end, _ = renderer.render(world.data, _GRID_CAMERA.name)
                 return [_named(start, f"{task}, seed {seed}"), _named(end, f"{world.time_ns / 1e9:.1f} s")]
     raise SimulationError(f"the expert of {task} failed on seeds {first} to {first + 9}")
 
 
 def _named(picture: Picture, text: str) -> Picture:
     named = np.ascontiguousarray(picture)
-    cv2.putText(named, text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.65, (20, 20, 20), 2, cv2.LINE_AA)
+    cv2.putText(named, text, (8, picture.shape[0] - 10), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
     return named

@@ -193,6 +193,10 @@ class Recorder:
             path = self._folder / f"{stem}_{n}"
         return path
 
+    def _assets(self) -> dict[str, Any]:
+        """Objects of the simulation that are not our own, for a bag's metadata."""
+        return {"assets": self.task_state["assets"]} if "assets" in self.task_state else {}
+
     def _latched(self) -> list[tuple[Topic, bytes]]:
         return [(interfaces.topic(name), cdr) for name, messages in self._kept.items() for cdr in messages]
 
@@ -212,12 +216,13 @@ class Recorder:
         if self._writer is None:
             raise RecordError(f"nothing is being recorded; call {RECORD_START.name} first")
         writer, self._writer = self._writer, None
-        state = self.task_state  # the simulation may have told its task and seed only after the start
+        state = self.task_state  # the simulation may have told its task, seed and assets only after the start
         writer.metadata = replace(
             writer.metadata,
             task=writer.metadata.task or state.get("task", ""),
             seed=state.get("seed", writer.metadata.seed),
             audit=self._audit.verdict(),
+            extra={**writer.metadata.extra, **self._assets()},
         )
         try:
             path = end(writer)
@@ -265,7 +270,8 @@ class Recorder:
                 audit.take(name, stamp_ns, cdr)
                 writer.write(name, message_type, stamp_ns, cdr)
             del messages
-            writer.metadata = replace(writer.metadata, audit=audit.verdict(), extra={"kept_s": round(audit.seconds, 3)})
+            extra = {"kept_s": round(audit.seconds, 3), **self._assets()}
+            writer.metadata = replace(writer.metadata, audit=audit.verdict(), extra=extra)
             writer.close("unknown")
             self.messages += writer.message_count
             self.episodes += 1

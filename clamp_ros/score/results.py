@@ -35,6 +35,7 @@ def row(
     stages: Sequence[str],
     reached: Reached,
     *,
+    partial_stage: str | None = None,
     seconds: float = 0.0,
     reason: str = "",
     chunks: int | None = None,
@@ -49,6 +50,7 @@ def row(
         outcome: one of OUTCOMES.
         stages: of the task, in order; the last one means success.
         reached: see Reached; success reaches the last stage.
+        partial_stage: of the task, see Settings.
         seconds: simulated.
         reason: why it failed, in words; empty after success.
         chunks, held_ticks: inferred chunks, and ticks at which the gate held; None where nobody counts (through ROS).
@@ -58,12 +60,15 @@ def row(
     furthest = max((stages.index(name) for name in reached), default=0)
     if outcome == SUCCESS:
         furthest = len(stages) - 1
+    partial = furthest / (len(stages) - 1)
+    if partial_stage is not None and partial < 1.0:
+        partial = 0.5 if furthest >= stages.index(partial_stage) else 0.0
     return {
         "seed": seed,
         "outcome": outcome,
         "success": outcome == SUCCESS,
         "stage": stages[furthest],
-        "partial": round(furthest / (len(stages) - 1), 4),
+        "partial": round(partial, 4),
         "reached": {name: round(second, 2) for name, second in reached.items()},
         "seconds": round(seconds, 2),
         "reason": reason,
@@ -87,6 +92,8 @@ class Settings:
         way: `in process`, or `ros` through the whole stack.
         rollout: how the policy was run.
         software: version of clamp_ros.
+        partial_stage: the stage from which on the paper awards partial success: such an episode counts as 0.5, one that
+            does not come so far as 0. None where it awards none: then the share of the stages counts.
     """
 
     artifact: str
@@ -97,6 +104,7 @@ class Settings:
     way: str
     rollout: Mapping[str, Any]
     software: str
+    partial_stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,8 @@ class Results:
             found = json.loads(path.read_text(encoding="utf-8"))
             if (kind := (found.get("schema"), found.get("version"))) != (SCHEMA, VERSION):
                 raise ValueError(f"schema and version are {kind}, expected {(SCHEMA, VERSION)}")
-            settings = {f.name: found["settings"][f.name] for f in fields(Settings)}
+            settings = {"partial_stage": None, **found["settings"]}  # older files have none
+            settings = {f.name: settings[f.name] for f in fields(Settings)}
             results.settings = Settings(**{**settings, "stages": tuple(settings["stages"])})
             results.training = Training(**found["training"])
             results.rows = {int(r["seed"]): _checked(r, results.settings) for r in found["episodes"]}
@@ -206,7 +215,7 @@ class Results:
             "version": VERSION,
             "settings": asdict(self.settings),
             "training": asdict(self.training),
-            "summary": summarize(episodes),
+            "summary": self._summarize(episodes),
             "episodes": episodes,
         }
         try:
@@ -219,9 +228,14 @@ class Results:
         self.rows, self._seen = rows, _signature(self.path)
 
     def summary(self, seeds: Iterable[int] | None = None) -> dict[str, Any]:
-        """Of `summarize`, over some seeds or all that were played."""
+        """Of `summarize`, over some seeds or all that were played; `partial_successes` where the paper awards them."""
         wanted = sorted(self.rows) if seeds is None else seeds
-        return summarize(self.rows[seed] for seed in wanted if seed in self.rows)
+        return self._summarize([self.rows[seed] for seed in wanted if seed in self.rows])
+
+    def _summarize(self, rows: Sequence[Row]) -> dict[str, Any]:
+        if self.settings.partial_stage is None:
+            return summarize(rows)
+        return {**summarize(rows), "partial_successes": sum(row["partial"] >= 0.5 for row in rows)}
 
     def successes(self) -> dict[int, bool]:
         """Seed to success."""
@@ -236,6 +250,11 @@ class Results:
             f"{s['successes']}/{s['episodes']} = {100 * (s['success_rate'] or 0.0):.1f} % success, "
             f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; partial {100 * (s['mean_partial'] or 0.0):.1f} %"
         ]
+        if "partial_successes" in s:
+            lines.append(
+                f"  partial success, as the paper counts it ({self.settings.partial_stage!r} or farther): "
+                f"{s['partial_successes']}/{s['episodes']}"
+            )
         if s["failures_by_furthest_stage"]:
             words = ", ".join(f"{n} x {stage}" for stage, n in sorted(s["failures_by_furthest_stage"].items()))
             lines.append(f"  failures, by the furthest stage reached: {words}")

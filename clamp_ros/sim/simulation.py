@@ -53,6 +53,7 @@ class SimulationConfig:
     seed: int = param(0, "layout of the next episode; /sim/reset reads it anew", minimum=0)
     look: str = param("auto", "of the robot: meshes of robosuite-models, or primitives", choices=LOOKS)
     robot_model: str = param("", "MuJoCo Menagerie `aloha` folder to take the robot from; empty: built in")
+    assets: str = param("", "folder of MJCF objects in place of our own; empty: our own")
     cameras: tuple[str, ...] = param(CAMERAS, "cameras that are drawn", choices=CAMERAS)
     width: int = param(424, "of color and depth", unit="px", minimum=8, maximum=4096)
     height: int = param(240, "of color and depth", unit="px", minimum=8, maximum=4096)
@@ -245,7 +246,8 @@ class Simulation:
         self._config = config
         self.cameras = config.camera_configs()
         self.world = World(config.task, cameras=self.cameras, look=config.look,
-                           robot_model=Path(config.robot_model) if config.robot_model else None)
+                           robot_model=Path(config.robot_model) if config.robot_model else None,
+                           assets=config.assets)
         workers = config.render_workers or usable_cores()
         self._pool = RenderPool(self.world.model, self.cameras.values(), workers) if self.cameras else None
         self._image_ticks = CONTROL_RATE_HZ // config.image_rate_hz
@@ -340,8 +342,10 @@ class Simulation:
         if self._tick % _TASK_STATE_TICKS:
             return None
         world = self.world
-        drawn = {} if self._randomiser is None else {"randomised": asdict(self._config.randomisation)}
-        return drawn | {
+        told: dict[str, Any] = {} if self._randomiser is None else {"randomised": asdict(self._config.randomisation)}
+        if world.assets:
+            told["assets"] = world.assets
+        return told | {
             "task": world.task.name, "seed": world.seed, "time_s": world.time_ns / 1e9, "success": world.success(),
             "progress": world.progress(), "text": world.text(), "real_time_factor": round(self.pacer.factor, 3),
         }

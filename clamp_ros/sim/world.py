@@ -28,6 +28,7 @@ from clamp_ros.contract.views import FusionConfig
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig
 from clamp_ros.sim.robot_model import build_robot_spec
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.assets import add_objects
 from clamp_ros.sim.tasks.task import Task, at_rest, object_pose
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -64,15 +65,17 @@ class World:
         cameras: whose poses `world_from_camera` tells, by name; None for the default four.
         look: mesh, primitive or auto (`sim.robot_model.build_robot_spec`).
         robot_model: a MuJoCo Menagerie `aloha` folder to take the robot from.
+        assets: folder of objects in place of our own (`sim.tasks.assets`); empty or None for our own.
 
     Attributes:
         task: the task.
+        assets: what was taken from that folder, as for a bag's metadata; empty if nothing was.
         cameras: its cameras, by name.
         seed: of the episode; None before the first reset.
         model, data: MuJoCo's; data is up to date (poses, contacts) after every call.
 
     Raises:
-        SimulationError: the task is unknown, or the model cannot be built.
+        SimulationError: the task is unknown, the model cannot be built, or the assets do not fit the task.
     """
 
     def __init__(
@@ -81,13 +84,14 @@ class World:
         cameras: Mapping[str, CameraConfig] | None = None,
         look: str = "auto",
         robot_model: Path | None = None,
+        assets: Path | str | None = None,
     ) -> None:
         if task not in TASKS:
             raise SimulationError(f"there is no task {task!r}; tasks are: {', '.join(sorted(TASKS))}")
         self.task: Task = TASKS[task]()
         self.cameras = dict(DEFAULT_CAMERAS if cameras is None else cameras)
         spec = build_robot_spec(look, robot_model)
-        self.task.add_objects(spec)
+        self.assets = add_objects(spec, self.task, Path(assets) if assets else None)
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._substeps = round(1.0 / (CONTROL_RATE_HZ * self.model.opt.timestep))

@@ -13,8 +13,9 @@ from clamp_ros.sim.world import World
 
 @pytest.mark.parametrize(
     ("task", "seed"),
-    [("mug_on_plate", 0), ("pen_in_container", 0), ("plate_on_rack", 1), ("pen_in_container", 14)],
-    ids=["fast", "near the table", "near itself", "handed over"],
+    [("mug_on_plate", 0), ("pen_in_container", 0), ("plate_on_rack", 1), ("pen_in_container", 14), ("open_drawers", 0),
+     ("close_drawers", 0), ("recycle_cans", 0)],
+    ids=["fast", "near the table", "near itself", "handed over", "pulling", "pushing", "over bins"],
 )
 def test_an_experts_plan_passes_the_gate_unchanged(task: str, seed: int) -> None:
     world = World(task, look="primitive")

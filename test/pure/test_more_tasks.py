@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import mujoco
 import numpy as np
 import pytest
+from expert_play import play
 
-from clamp_ros.contract.robot import (
-    CONTROL_RATE_HZ,
-    GRIPPER_INDICES,
-    LOWER_LIMITS,
-    REST_POSE,
-    UPPER_LIMITS,
-    VELOCITY_LIMITS,
-)
+from clamp_ros.contract.robot import CONTROL_RATE_HZ, GRIPPER_INDICES, REST_POSE
 from clamp_ros.geometry.transforms import axis_angle, quat_xyzw_from_rotation, wxyz_from_xyzw
-from clamp_ros.sim.experts import make_expert
 from clamp_ros.sim.tasks.drawer import drawer_joint
 from clamp_ros.sim.tasks.drawer_open import OPEN_M, SHUT_M
 from clamp_ros.sim.tasks.insert import Insert
@@ -172,25 +164,6 @@ PLAYS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("drawer_open", (0, 3)), ("pen_in_container", (1, 2)), ("can_opener_in_caddy", (2,)),
     ("screwdriver_in_caddy", (0,)),
 )  # fmt: skip
-
-
-def play(scene: World, seed: int, change: Callable[[np.ndarray], None] = lambda action: None) -> list[int]:
-    scene.reset(seed)
-    expert = make_expert(scene, np.random.default_rng([seed, 1]))
-    plan = expert.plan
-    speed = np.diff(plan, axis=0, prepend=REST_POSE[None]) * CONTROL_RATE_HZ
-    assert ((plan >= LOWER_LIMITS) & (plan <= UPPER_LIMITS)).all()
-    assert (np.abs(speed) <= VELOCITY_LIMITS).all()
-    assert np.abs(np.diff(speed, axis=0)).max() < 0.6  # rad/s within a tick: 30 rad/s^2
-    np.testing.assert_allclose(plan[-1], REST_POSE, atol=2e-3)
-    assert len(plan) / CONTROL_RATE_HZ < scene.task.max_seconds
-    seen = []
-    while not expert.done:
-        action = expert.act()
-        change(action)
-        scene.step(action)
-        seen.append(scene.progress())
-    return seen
 
 
 @pytest.mark.parametrize(("task", "seed"), [(task, seed) for task, seeds in PLAYS for seed in seeds])

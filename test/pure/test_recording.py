@@ -207,6 +207,17 @@ class TestRecorder:
             assert len(episode.joint_states) == 100
             assert len(episode.stamps_ns(TF_STATIC.name)) == 1, "what was latched before belongs to it"
 
+    def test_objects_that_are_not_our_own_are_told(self, make):
+        recorder = make()
+        bag = recorder.start(0)
+        send(recorder, range(20))
+        assets = {"folder": "/assets", "sha256": {"mug": "ab"}}
+        state = json.dumps({"task": "mug_on_plate", "seed": 7, "assets": assets})
+        recorder.take(TASK_STATE, CONTROL_PERIOD_NS * 20, bytes(messages.encode_string(state)))
+        recorder.stop("success")
+        with Episode.open(bag) as episode:
+            assert episode.metadata.extra == {"assets": assets}
+
     def test_a_poor_episode_says_so_in_its_bag(self, make):
         recorder = make()
         bag = recorder.start(0)

@@ -9,7 +9,8 @@ from score_rows import SETTINGS, STAGES, disk_that_is_full_after, episode, setti
 
 from clamp_ros.contract.errors import ConfigError, RecordError
 from clamp_ros.evaluate import missing_seeds
-from clamp_ros.score.results import DIED, SUCCESS, VERSION, Results, Training, row
+from clamp_ros.score.page import write_page
+from clamp_ros.score.results import DIED, SUCCESS, TIMEOUT, VERSION, Results, Training, row
 
 TRAINING = Training("tiny")
 
@@ -48,6 +49,37 @@ def test_partial_success_is_the_share_of_the_stages():
     assert row(1, SUCCESS, STAGES, {})["partial"] == 1.0
     # the furthest counts, not the last
     assert row(1, DIED, STAGES, {"grasped": 2.0, "reaching": 1.0})["stage"] == "grasped"
+
+
+def test_partial_success_of_a_real_world_task_is_what_the_paper_awards(tmp_path):
+    def played(seed, outcome, reached):
+        return row(seed, outcome, STAGES, reached, partial_stage="grasped")
+
+    rows = [
+        played(0, TIMEOUT, {"reaching": 1.0}), played(1, DIED, {"reaching": 1.0, "grasped": 2.0}),
+        played(2, SUCCESS, {}), played(3, TIMEOUT, {}),
+    ]  # fmt: skip
+    assert [r["partial"] for r in rows] == [0.0, 0.5, 1.0, 0.0]
+    path = tmp_path / "r.json"
+    results = Results(path, settings(partial_stage="grasped"), TRAINING)
+    for played_row in rows:
+        results.add(played_row)
+    summary = json.loads(path.read_text())["summary"]
+    assert (summary["partial_successes"], summary["successes"], summary["mean_partial"]) == (2, 1, 0.375)
+    assert "partial success, as the paper counts it ('grasped' or farther): 2/4" in results.text()
+    page = write_page([path], tmp_path / "page.html")
+    assert "2/4 partly or wholly" in page
+    with pytest.raises(ConfigError, match="partial_stage is 'grasped' there and None here"):
+        Results(path, SETTINGS, TRAINING)
+
+
+def test_files_from_before_there_was_a_partial_stage_are_gone_on_with(tmp_path):
+    path = tmp_path / "r.json"
+    Results(path, SETTINGS, TRAINING).add(episode(1, True))
+    content = json.loads(path.read_text())
+    del content["settings"]["partial_stage"]
+    path.write_text(json.dumps(content))
+    assert list(Results(path, SETTINGS, TRAINING).rows) == [1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rosbags.rosbag2 import Reader
@@ -25,7 +26,7 @@ from clamp_ros.demos import DemoConfig, Demonstrator, Summary, bag_path, make_de
 from clamp_ros.demos.make import shard_of
 from clamp_ros.demos.merge import merge
 from clamp_ros.demos.score import attempt, read, score, table
-from clamp_ros.demos.sheet import write_sheet
+from clamp_ros.demos.sheet import write_grid, write_sheet
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode
@@ -309,3 +310,20 @@ def test_scores_go_on_where_they_were_stopped(tmp_path, monkeypatch):
 def test_with_open_grippers_no_expert_succeeds():
     result = attempt(World(CONFIG.task, cameras={}, look="primitive"), 3, control=True)
     assert not result.success and result.reason.startswith("ended at stage")
+
+
+def test_a_grid_shows_how_tasks_start_and_end_two_to_a_row_where_there_are_many(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"picture is tasks\.gif, expected a name that ends in \.png or \.jpg"):
+        write_grid([CONFIG.task], Path("tasks.gif"))
+    write_grid([CONFIG.task], tmp_path / "new" / "one.png", look="primitive")
+    one = cv2.imread(str(tmp_path / "new" / "one.png"))
+    assert one is not None
+    height, width = one.shape[:2]
+    start, end = one[: height - 30, : width // 2].astype(int), one[: height - 30, width // 2 :].astype(int)
+    assert 50 < (np.abs(start - end).max(axis=2) > 60).sum() < 0.1 * start[..., 0].size, "the mug alone has moved"
+    monkeypatch.setattr("clamp_ros.demos.sheet._start_and_end", lambda *_: [start.astype(np.uint8)] * 2)
+    write_grid(["task"] * 5, tmp_path / "five.jpg")
+    five = cv2.imread(str(tmp_path / "five.jpg"))
+    assert five is not None
+    assert five.shape[:2] == (3 * start.shape[0], 2 * width)
+    assert five[2 * start.shape[0] + 20 :, width + 20 :].min() > 250, "an empty place stays white"

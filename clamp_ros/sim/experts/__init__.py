@@ -13,6 +13,8 @@ from clamp_ros.sim.experts.insert import make_insert_expert
 from clamp_ros.sim.experts.mug_on_plate import make_mug_on_plate_expert
 from clamp_ros.sim.experts.persistent import Persistent
 from clamp_ros.sim.experts.plate_on_rack import make_plate_on_rack_expert
+from clamp_ros.sim.experts.recycle_cans import make_recycle_cans_expert
+from clamp_ros.sim.experts.two_drawers import make_two_drawers_expert
 
 if TYPE_CHECKING:
     from clamp_ros.sim.world import World
@@ -25,6 +27,11 @@ _EXPERTS = {
     "can_opener_in_caddy": make_insert_expert,
     "screwdriver_in_caddy": make_insert_expert,
     "plate_on_rack": make_plate_on_rack_expert,
+    "open_drawers": make_two_drawers_expert,
+    "close_drawers": make_two_drawers_expert,
+    "real_mug_on_plate": make_mug_on_plate_expert,
+    "real_plate_on_rack": make_plate_on_rack_expert,
+    "recycle_cans": make_recycle_cans_expert,
 }
 
 

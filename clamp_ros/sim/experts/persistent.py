@@ -24,7 +24,7 @@ from clamp_ros.contract.robot import (
 from clamp_ros.sim.experts.expert import Expert
 from clamp_ros.sim.experts.gripping import OPEN_M
 from clamp_ros.sim.experts.trajectory import COMFORT, PEAK_OVER_MEAN, minimum_jerk
-from clamp_ros.sim.tasks.task import gripped_by, tilt_rad, touching
+from clamp_ros.sim.tasks.task import gripped_by, touching
 
 if TYPE_CHECKING:
     from clamp_ros.sim.world import World
@@ -38,7 +38,6 @@ _LOST_LOOKS = 3
 _STOP_TICKS = 10
 _LEAST_HOME_S = 1.2
 _OPEN_S = 0.4
-_FALLEN_RAD = np.deg2rad(15.0)
 
 
 def way_home(action: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,7 +114,7 @@ class Persistent(Expert):
 
     def _try_again(self) -> None:
         self._going_home, self._waited, self._unseen = False, 0, 0
-        if self._left == 0 or tilt_rad(self._world.data, self._world.task.moved) > _FALLEN_RAD:
+        if self._left == 0 or self._world.task.hopeless(self._world.data):
             self._given_up = True
             return
         self._left -= 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from clamp_ros.sim.tasks.drawer_open import DrawerOpen
 from clamp_ros.sim.tasks.insert import CanOpenerInCaddy, PenInContainer, ScrewdriverInCaddy
-from clamp_ros.sim.tasks.mug_on_plate import MugOnPlate, MugOnPlateEasy
-from clamp_ros.sim.tasks.plate_on_rack import PlateOnRack
+from clamp_ros.sim.tasks.mug_on_plate import MugOnPlate, MugOnPlateEasy, RealMugOnPlate
+from clamp_ros.sim.tasks.plate_on_rack import PlateOnRack, RealPlateOnRack
+from clamp_ros.sim.tasks.recycle_cans import RecycleCans
 from clamp_ros.sim.tasks.task import Task
+from clamp_ros.sim.tasks.two_drawers import CloseDrawers, OpenDrawers
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -18,6 +20,11 @@ TASKS: dict[str, type[Task]] = {
         CanOpenerInCaddy,
         ScrewdriverInCaddy,
         PlateOnRack,
+        OpenDrawers,
+        CloseDrawers,
+        RealMugOnPlate,
+        RealPlateOnRack,
+        RecycleCans,
     )
 }
 

@@ -31,6 +31,11 @@ def drawer_joint(drawer: str) -> str:
     return f"drawer/{drawer}"
 
 
+def knob_site(drawer: str) -> str:
+    """Name of the site in the middle of a drawer's knob."""
+    return f"drawer/{drawer}_knob"
+
+
 def add_drawer(spec: mujoco.MjSpec) -> None:
     """A birch chest, 20 x 15 x 13 cm; a blue drawer above a green one, each with an upright brass bar to pull it by."""
     body = free_body(spec, "drawer")
@@ -78,3 +83,4 @@ def _add_drawer(
     solid(body, cylinder, (0.004, neck, 0.0), place, density, brass, LYING)
     drawn(body, cylinder, (0.008, 0.001, 0.0), (x + 0.005, 0.0, 0.0), brass, LYING)
     solid(body, capsule, (KNOB_RADIUS_M, _KNOB_HALF_M, 0.0), (KNOB_REACH_M, 0.0, 0.0), density, brass)
+    body.add_site(name=knob_site(name), pos=(KNOB_REACH_M, 0.0, 0.0), group=5)

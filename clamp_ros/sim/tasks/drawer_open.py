@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from clamp_ros.contract.robot import ARMS
 from clamp_ros.sim.robot_model import TABLE_TOP_M
-from clamp_ros.sim.tasks.drawer import DRAWERS, KNOB_HEIGHT_M, KNOB_REACH_M, drawer_joint
+from clamp_ros.sim.tasks.drawer import DRAWERS, drawer_joint, knob_site
 from clamp_ros.sim.tasks.task import (
     Task,
     at_rest,
     gripped_by,
-    object_pose,
     place,
     tilt_rad,
     touched_by_robot,
@@ -56,17 +57,10 @@ class DrawerOpen(Task):
 
     def success(self, model: mujoco.MjModel, data: mujoco.MjData) -> bool:
         """The bottom drawer is open, the top one shut, all is at rest on the table, and the hands are off."""
-        touched = touching(model, data, "drawer").union(*(touching(model, data, drawer_joint(d)) for d in DRAWERS))
         return (
             opening_m(model, data, "bottom") > OPEN_M
             and opening_m(model, data, "top") < SHUT_M
-            and "world" in touched
-            and not touched_by_robot(touched)
-            and min(knob_distances_m(model, data).values()) >= HANDS_OFF_M
-            and tilt_rad(data, "drawer") < _UPRIGHT_RAD
-            and abs(float(data.body("drawer").xpos[2]) - TABLE_TOP_M) < 0.004
-            and at_rest(model, data, "drawer", _REST_M_S, _REST_RAD_S)
-            and all(abs(float(data.qvel[model.joint(drawer_joint(d)).dofadr[0]])) < _REST_M_S for d in DRAWERS)
+            and left_alone(model, data, ("bottom",))
         )
 
     def progress(self, model: mujoco.MjModel, data: mujoco.MjData) -> int:
@@ -78,7 +72,7 @@ class DrawerOpen(Task):
             return 4
         if gripped_by(touching(model, data, drawer_joint("bottom"))) is not None:
             return 3 if opening > _STARTED_M else 2
-        return int(min(knob_distances_m(model, data).values()) < REACHING_M)
+        return int(min(knob_distances_m(data).values()) < REACHING_M)
 
 
 def opening_m(model: mujoco.MjModel, data: mujoco.MjData, drawer: str) -> float:
@@ -86,14 +80,26 @@ def opening_m(model: mujoco.MjModel, data: mujoco.MjData, drawer: str) -> float:
     return float(data.qpos[model.joint(drawer_joint(drawer)).qposadr[0]])
 
 
-def knob(model: mujoco.MjModel, data: mujoco.MjData) -> NDArray[np.float64]:
-    """(3,) world position of the bottom drawer's knob."""
-    pose = object_pose(data, "drawer")
-    reach = KNOB_REACH_M + opening_m(model, data, "bottom")
-    return pose[:3, :3] @ np.array([reach, 0.0, KNOB_HEIGHT_M["bottom"]]) + pose[:3, 3]
+def knob(data: mujoco.MjData, drawer: str = "bottom") -> NDArray[np.float64]:
+    """(3,) world position of a drawer's knob."""
+    return data.site(knob_site(drawer)).xpos.copy()
 
 
-def knob_distances_m(model: mujoco.MjModel, data: mujoco.MjData) -> dict[str, float]:
-    """Distance from each arm's fingertips to the bottom drawer's knob."""
-    at = knob(model, data)
+def knob_distances_m(data: mujoco.MjData, drawer: str = "bottom") -> dict[str, float]:
+    """Distance from each arm's fingertips to a drawer's knob."""
+    at = knob(data, drawer)
     return {arm: float(np.linalg.norm(data.site(f"{arm}/gripper").xpos - at)) for arm in ARMS}
+
+
+def left_alone(model: mujoco.MjModel, data: mujoco.MjData, drawers: Iterable[str] = DRAWERS) -> bool:
+    """Whether chest and drawers are at rest, upright on the table, and no hand is near the knobs of `drawers`."""
+    touched = touching(model, data, "drawer").union(*(touching(model, data, drawer_joint(d)) for d in DRAWERS))
+    return (
+        "world" in touched
+        and not touched_by_robot(touched)
+        and min(min(knob_distances_m(data, drawer).values()) for drawer in drawers) >= HANDS_OFF_M
+        and tilt_rad(data, "drawer") < _UPRIGHT_RAD
+        and abs(float(data.body("drawer").xpos[2]) - TABLE_TOP_M) < 0.004
+        and at_rest(model, data, "drawer", _REST_M_S, _REST_RAD_S)
+        and all(abs(float(data.qvel[model.joint(drawer_joint(d)).dofadr[0]])) < _REST_M_S for d in DRAWERS)
+    )

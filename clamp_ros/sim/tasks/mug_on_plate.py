@@ -1,4 +1,4 @@
-"""Mug on Plate: grasp the mug and stand it on the plate (paper Section IV-A), and an easier variant."""
+"""Mug on Plate: grasp the mug and stand it on the plate (paper Section IV-A), easier, and as in the real world."""
 
 from __future__ import annotations
 
@@ -102,3 +102,10 @@ class MugOnPlateEasy(MugOnPlate):
         ):
             x, y = (float(rng.uniform(*axis)) for axis in region)
             place(model, data, name, (x, y), float(rng.uniform(*yaw)))
+
+
+class RealMugOnPlate(MugOnPlate):
+    """As the paper scores it on the robot: partial success for a mug that was grasped."""
+
+    name = "real_mug_on_plate"
+    partial_stage = "lifted"

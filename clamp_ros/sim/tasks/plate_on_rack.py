@@ -44,10 +44,9 @@ class PlateOnRack(Task):
     plate_region_m = ((-0.20, 0.20), (-0.18, -0.10))
     rack_yaw_rad = np.deg2rad(86.4)
 
-    def add_objects(self, spec: mujoco.MjSpec) -> None:
+    def add_object(self, spec: mujoco.MjSpec, name: str) -> None:
         """The plate is a deep one, which fingers get under the rim of."""
-        add_deep_plate(spec)
-        add_rack(spec)
+        {"plate": add_deep_plate, "rack": add_rack}[name](spec)
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
         """Uniform in a 24 x 6 cm region for the rack and 40 x 8 cm for the plate."""
@@ -99,6 +98,14 @@ class PlateOnRack(Task):
             and abs(float(middle[1])) < 0.03
             and abs(float(middle[2]) - STANDING_M) < 0.015
         )
+
+
+class RealPlateOnRack(PlateOnRack):
+    """As the paper does it on the robot: a rack turned by +-45 degrees; a plate grasped is partial success."""
+
+    name = "real_plate_on_rack"
+    partial_stage = "lifted"
+    rack_yaw_rad = np.deg2rad(45.0)
 
 
 def plate_middle(data: mujoco.MjData) -> np.ndarray:

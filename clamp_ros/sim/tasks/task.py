@@ -16,6 +16,8 @@ from clamp_ros.contract.robot import ARMS
 from clamp_ros.sim.robot_model import TABLE_TOP_M
 from clamp_ros.sim.tasks.objects import ADD_OBJECT
 
+FALLEN_RAD = np.deg2rad(15.0)
+
 
 class Task(ABC):
     """One task: its objects, how they are laid out, and when it is done.
@@ -28,6 +30,8 @@ class Task(ABC):
         moved: the object that the hands are to move.
         goal: the object that it is to come to, or None.
         stages: names of the values of `progress`, in order; the last means success.
+        partial_stage: the stage from which on the paper awards partial success; None where it awards none.
+        blind_control: the task can be done without gripping; so the control does not see the scene.
     """
 
     name: str
@@ -37,11 +41,12 @@ class Task(ABC):
     moved: str
     goal: str | None
     stages: tuple[str, ...]
+    partial_stage: str | None = None
+    blind_control: bool = False
 
-    def add_objects(self, spec: mujoco.MjSpec) -> None:
-        """Adds the task's objects to a model that holds the robot and the table."""
-        for name in self.objects:
-            ADD_OBJECT[name](spec)
+    def add_object(self, spec: mujoco.MjSpec, name: str) -> None:
+        """Adds one of the task's objects, of our own geometry, to a model."""
+        ADD_OBJECT[name](spec)
 
     @abstractmethod
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
@@ -50,6 +55,10 @@ class Task(ABC):
     @abstractmethod
     def success(self, model: mujoco.MjModel, data: mujoco.MjData) -> bool:
         """Whether the state is the task's goal."""
+
+    def hopeless(self, data: mujoco.MjData) -> bool:
+        """Whether an expert need not try again: what it is to move has fallen over."""
+        return tilt_rad(data, self.moved) > FALLEN_RAD
 
     @abstractmethod
     def progress(self, model: mujoco.MjModel, data: mujoco.MjData) -> int:
