@@ -61,7 +61,7 @@ class BagRecording:
         report = audit(bag)
         if not report.ok:
             raise RecordError(f"{bag} fails its audit: {'; '.join(report.problems)}")
-        self.name = bag.name
+        self.name = self.origin = bag.name
         self.left_out: dict[str, int] = {}
         self._episode = Episode.open(bag)
         try:
@@ -167,7 +167,7 @@ def write_bag(recording: Recording, bag: Path, compression: str = "zstd") -> Pat
     """
     _clear_away(bag)
     rows = recording.rows
-    origin = {**rows.metadata.extra, "imported": recording.name}
+    origin = {**rows.metadata.extra, "imported": recording.origin}
     colour_only = [name for name, camera in rows.cameras.items() if not camera.has_depth]
     if colour_only:
         origin["color_only"] = colour_only

@@ -59,7 +59,7 @@ def write_hdf5(recording: Recording, path: Path) -> Path:
     return path
 
 
-def _write(recording: Recording, file: h5py.File) -> None:
+def _write(recording: Recording, file: Any) -> None:
     rows = recording.rows
     file.attrs["sim"] = rows.metadata.seed is not None or bool(rows.metadata.extra.get("simulated", False))
     file.attrs["compress"] = False  # as ALOHA means it: no image is a JPEG
@@ -95,9 +95,7 @@ def _write(recording: Recording, file: h5py.File) -> None:
             depth.attrs["aligned_to"] = f"{_IMAGES}/{name}"
 
 
-def _write_images(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: type, camera: CameraRows, read: Any
-) -> h5py.Dataset:
+def _write_images(file: Any, name: str, shape: tuple[int, ...], dtype: type, camera: CameraRows, read: Any) -> Any:
     several = np.dtype(dtype).itemsize > 1
     dataset = file.create_dataset(
         name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=_LEVEL, shuffle=several
@@ -130,11 +128,11 @@ class Hdf5Recording:
         Raises:
             RecordError: it is damaged, of another layout, or of another robot.
         """
-        self.name = path.name
+        self.name, self.origin = path.stem, path.name
         self.left_out: dict[str, int] = {}
         self._path, self._foreign = path, foreign
         try:
-            self._file = h5py.File(path, "r")
+            self._file: Any = h5py.File(path, "r")  # whose stubs cannot tell a dataset from a link
         except OSError as error:
             raise RecordError(f"{path} is no HDF5 file, or is truncated: {error}") from error
         try:
@@ -175,7 +173,7 @@ class Hdf5Recording:
         except OSError as error:
             raise RecordError(f"row {t} of {name} in {self._path} is damaged or truncated: {error}") from error
 
-    def _dataset(self, name: str) -> h5py.Dataset:
+    def _dataset(self, name: str) -> Any:
         found = self._file.get(name)
         if not isinstance(found, h5py.Dataset):
             there: list[str] = []
@@ -219,6 +217,7 @@ class Hdf5Recording:
                     self.left_out[f"what {what} have beyond 0 to 1, rows"] = rows
         else:
             stamps, measured = self._dataset("/clamp/stamps_ns")[()], self._dataset("/clamp/qpos_stamps_ns")[()]
+            self.name = str(own.attrs["bag"])
             metadata = metadata_from_text(str(own.attrs["metadata"]), str(self._path))
             objects = {name: self._dataset(f"/clamp/objects/{name}")[()] for name in own.get("objects", ())}
             if "task_state" in own:
@@ -285,7 +284,8 @@ def exported_bags(folder: Path) -> dict[str, Path]:
     for path in _episodes(folder):
         try:
             with h5py.File(path, "r") as file:
-                found[str(file["clamp"].attrs["bag"])] = path
+                own: Any = file["clamp"]
+                found[str(own.attrs["bag"])] = path
         except (OSError, KeyError):
             raise RecordError(f"{path} is no export of this stack, or damaged; choose an empty folder") from None
     return found

@@ -98,14 +98,16 @@ class Recording(Protocol):
     """An episode open for reading, of whatever format; a context manager.
 
     Attributes:
-        name: of the bag, file or episode.
+        name: of the bag that it is, was or becomes.
+        origin: the bag, file or episode, for whoever asks where a bag comes from.
         rows: all but the images.
         left_out: what of it `rows` do not hold, in words, and how much of each.
     """
 
     name: str
+    origin: str
     rows: Rows
-    left_out: Mapping[str, int]
+    left_out: dict[str, int]
 
     def color(self, camera: str, i: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of a camera's frame i."""
