@@ -25,7 +25,7 @@ Makes a bag of what a crash, a SIGKILL or a full disk has left in NAME.partial: 
 for every unfinished bag in it."""
 _EXPORT = """\
 Writes bags as a dataset of another stack: a row for each command, 50 a second, with depth. The same command goes on
-where an interrupted one stopped. What the format has no place for is told at the end; docs/datasets.md has all of it."""
+where an interrupted one stopped. What the format has no place for is told at the end; see docs/datasets.md."""
 _IMPORT = """\
 Makes bags of a dataset of another stack, one an episode, that everything here reads as it reads a recorded one. The
 same command goes on where an interrupted one stopped. What an export of this stack says itself need not be told."""

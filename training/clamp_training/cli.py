@@ -106,7 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from clamp_training.store import convert
 
         rgb = experiment.policy.rgb
-        store = convert(options.bags, options.out, experiment.cameras, (rgb.height, rgb.width), options.workers)
+        store = convert(
+            options.bags, options.out, experiment.cameras, (rgb.height, rgb.width), options.workers,
+            needs_depth=experiment.policy.tokens != "none",
+        )  # fmt: skip
         print(f"{options.out}: {len(store.episodes)} episodes, {len(store)} observations")
         return 0
     if options.verb == "info":
