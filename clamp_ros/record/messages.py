@@ -98,9 +98,9 @@ def encode_joints(
         JOINT_STATE,
         header=_header(stamp_ns, ""),
         name=list(JOINT_NAMES),
-        position=np.asarray(positions, dtype=np.float64),
-        velocity=empty if velocities is None else np.asarray(velocities, dtype=np.float64),
-        effort=empty if efforts is None else np.asarray(efforts, dtype=np.float64),
+        position=np.ascontiguousarray(positions, dtype=np.float64),
+        velocity=empty if velocities is None else np.ascontiguousarray(velocities, dtype=np.float64),
+        effort=empty if efforts is None else np.ascontiguousarray(efforts, dtype=np.float64),
     )
 
 
