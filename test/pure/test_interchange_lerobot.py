@@ -1,4 +1,4 @@
-"""The real lerobot reads what is exported, where it is installed; it brings torch and much else, so mostly it is not."""
+"""The real lerobot reads what is exported, where it is installed; it brings torch and much else, so often it is not."""
 
 from __future__ import annotations
 
