@@ -79,8 +79,10 @@ def halve(
 
 def to_half(path: Path) -> None:
     """Rewrites an ONNX file in float16, but for its inputs and outputs, and what computes rotations by position."""
+    logging.getLogger(convert_float_to_float16.__module__).setLevel(logging.ERROR)  # it tells of every mask
     model = onnx.load(path)
     half = convert_float_to_float16(model, keep_io_types=True, node_block_list=_positions(model))
+    _join(half.graph)
     del half.graph.value_info[:]  # some still tell of float32; whoever needs them infers them
     onnx.save(half, path)
 
@@ -96,6 +98,27 @@ def _positions(model: onnx.ModelProto) -> list[str]:
             found[node.name] = None
             ahead += [makes[name] for name in node.input if name in makes]
     return list(found)
+
+
+def _join(graph: onnx.GraphProto) -> None:
+    """Takes out the way through float16 between two nodes that stay in float32, which the converter leaves in."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    kind = {name: node.attribute[0].i for name, node in casts.items()}
+    halves = {name for name in casts if kind[name] == onnx.TensorProto.FLOAT16}
+    whole = {
+        name: casts[node.input[0]].input[0]
+        for name, node in casts.items()
+        if kind[name] == onnx.TensorProto.FLOAT and node.input[0] in halves
+    }
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = whole.get(name, name)
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [node for node in graph.node if node.output[0] not in whole or node.output[0] in used]
+    used = {name for node in kept for name in node.input} | {output.name for output in graph.output}
+    kept = [node for node in kept if node.output[0] not in halves or node.output[0] in used]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _differences(full: Path, half: Path, inputs: dict[str, NDArray[Any]]) -> dict[str, float]:
