@@ -8,6 +8,7 @@ observation at an image stamp; history and actions are what the live policy node
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -155,12 +156,15 @@ def convert(
     """Converts every bag below the folders; bags already in the store are skipped, so an interrupted run continues.
 
     Raises:
-        RecordError: there is no bag, a bag is refused (all others are converted first), or the store holds other
-            cameras.
+        RecordError: there is no bag, two have one name, a bag is refused (all others are converted first), or the store
+            holds other cameras.
     """
     bags = find_bags(folders)
     if not bags:
         raise RecordError(f"no bag (a folder with metadata.yaml) below {', '.join(map(str, folders))}")
+    twice = [name for name, count in Counter(bag.name for bag in bags).items() if count > 1]
+    if twice:
+        raise RecordError(f"two bags are called {twice[0]}, which is to name an episode; rename one")
     out.mkdir(parents=True, exist_ok=True)
     settings = {"format": FORMAT, "cameras": list(cameras), "rgb_size": list(rgb_size)}
     index_path = out / INDEX
@@ -181,14 +185,29 @@ def convert(
 
     work = partial(_convert_or_report, cameras=tuple(cameras), rgb_size=rgb_size, needs_depth=needs_depth)
     with ProcessPoolExecutor(max_workers=workers) as pool:
-        for i, row in enumerate(tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag")):
+        for row in tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag"):
             (refused if "refused" in row else index["episodes"]).append(row)
-            if i % 20 == 19:
-                save()
-    save()
+            save()
+    if index["episodes"]:
+        index |= _described(Store([out]))
+        save()
     if refused:
         raise RecordError("refused: " + "; ".join(f"{row['bag']}: {row['refused']}" for row in refused))
     return Store([out])
+
+
+def _described(store: Store) -> dict[str, Any]:
+    """What the index tells of its rows: each tensor's dtype and shape but for the rows, and the numbers' statistics."""
+    first = store.episodes[0].tensors
+    packed = ("depth", "depth_offsets")
+    schema = {name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in first.items() if name not in packed}
+    found = {"joint_positions": store.stacked("joint_positions"), "actions": store.stacked("actions")[:, 0]}
+    statistics = {
+        name: {key: getattr(values, key)(axis=0, dtype=np.float64).tolist() for key in ("mean", "std")}
+        | {key: getattr(values, key)(axis=0).tolist() for key in ("min", "max")}
+        for name, values in found.items()
+    }
+    return {"rows": len(store), "schema": schema, "statistics": statistics}
 
 
 @dataclass(frozen=True)
@@ -237,7 +256,7 @@ class Store:
                 raise RecordError(
                     f"{folder} is not a training store: no {INDEX}; make it by `clamp train convert`"
                 ) from None
-            settings = {key: value for key, value in index.items() if key != "episodes"}
+            settings = {key: index[key] for key in ("format", "cameras", "rgb_size")}
             if made_with and settings != made_with:
                 raise RecordError(
                     f"{folder} was made with {settings}, {folders[0]} with {made_with}; convert them alike"
