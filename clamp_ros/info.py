@@ -22,6 +22,7 @@ _PACKAGES = {
     "simulation": ("mujoco", "robosuite-models", "imageio-ffmpeg"),
     "ROS by pip": ("ros-rclpy", "ros-sensor-msgs"),
     "training": ("torch", "onnx", "onnxscript", "safetensors"),
+    "datasets": ("h5py", "pyarrow"),
 }
 
 

@@ -58,7 +58,12 @@ def pose_of(camera: str, i: int) -> np.ndarray:
 
 
 def make_bag(
-    path: Path, task: str = "mug_on_plate", ticks: int = TICKS, depth: bool = True, efforts: bool = True
+    path: Path,
+    task: str = "mug_on_plate",
+    ticks: int = TICKS,
+    depth: bool = True,
+    efforts: bool = True,
+    offset: float = 0.0,
 ) -> Path:
     """Commands at 50 Hz from START_NS on; joints 3 ms earlier; images at 25 Hz of their own phase."""
     metadata = EpisodeMetadata(task, 7, "unknown", CAMERAS if depth else (), "expert", extra={"simulated": True})
@@ -79,7 +84,7 @@ def make_bag(
         poses[object_frame("mug")] = make(axis_angle((0.0, 0.0, 1.0), 0.01 * tick), (0.1, 0.001 * tick, 0.05))
         put(TF.name, TF.type, at, messages.encode_transforms(at, poses))
         if 0 <= tick < ticks:
-            put(JOINT_COMMANDS.name, JOINT_COMMANDS.type, due, messages.encode_joints(due, joints + 0.01))
+            put(JOINT_COMMANDS.name, JOINT_COMMANDS.type, due, messages.encode_joints(due, joints + 0.01 + offset))
             if tick % 5 == 0:
                 text = json.dumps({"text": f"Progress: {tick}", "time_s": 0.02 * tick})
                 put(TASK_STATE.name, TASK_STATE.type, due, messages.encode_string(text))

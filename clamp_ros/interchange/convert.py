@@ -17,8 +17,11 @@ from clamp_ros.contract.robot import LOWER_LIMITS, UPPER_LIMITS
 from clamp_ros.interchange.aloha import Foreign
 from clamp_ros.interchange.bag import BagRecording, write_bag
 from clamp_ros.interchange.rows import Recording, Rows
-from clamp_ros.record.audit import LIMIT_SLACK
 from clamp_ros.record.metadata import METADATA_FILE, EpisodeMetadata, read_bag_information
+
+
+_SLACK = 0.02
+"""As the audit has it: rad or m that joints may overshoot their limits by."""
 
 
 @dataclass
@@ -183,7 +186,7 @@ def _check_same(bag: Path, origin: str) -> None:
 
 def _note_limits(told: Told, recording: Recording) -> None:
     positions = np.concatenate([recording.rows.positions, recording.rows.actions])
-    outside = ((positions < LOWER_LIMITS - LIMIT_SLACK) | (positions > UPPER_LIMITS + LIMIT_SLACK)).any(axis=1)
+    outside = ((positions < LOWER_LIMITS - _SLACK) | (positions > UPPER_LIMITS + _SLACK)).any(axis=1)
     if outside.any():
         told.notes.append(
             f"{recording.name}: {int(outside.sum())} joint vectors are outside this robot's limits; audit the bag"

@@ -139,9 +139,9 @@ class Hdf5Recording:
             self._sources: dict[str, str] = {}
             self._frame_rows: dict[str, NDArray[np.int64]] = {}
             self.rows = self._read()
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
             self._file.close()
-            raise RecordError(f"{path} is damaged or truncated: {error}") from error
+            raise RecordError(f"{path} is damaged, truncated or not in ALOHA's layout: {error}") from error
         except BaseException:
             self._file.close()
             raise
@@ -268,7 +268,6 @@ class Hdf5Recording:
 
     def _leave(self, own: Any) -> None:
         known = {"/action", "/observations/qpos", "/observations/qvel", "/observations/effort", "/compress_len"}
-
         read = ("observations/images/", "observations/depth/", *(("clamp/",) if own is not None else ()))
 
         def look(name: str, item: Any) -> None:

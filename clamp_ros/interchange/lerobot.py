@@ -103,7 +103,10 @@ class LerobotWriter:
         self.folder = folder
         self._facts: list[dict[str, Any]] = []
         while (path := folder / FACTS_PATH.format(len(self._facts))).exists():
-            self._facts.append(json.loads(path.read_text()))
+            try:
+                self._facts.append(json.loads(path.read_text()))
+            except (OSError, ValueError) as error:
+                raise RecordError(f"{path} is damaged: {error}; export to an empty folder") from error
         if not self._facts and _occupied(folder):
             raise RecordError(f"{folder} holds something that is no export of this stack; choose an empty folder")
         self._features = self._facts[0]["features"] if self._facts else None
@@ -150,9 +153,8 @@ class LerobotWriter:
                     writer.write_batch(batch)
             temporary.replace(data)
             facts = {
-                "bag": recording.name, "length": len(rows), "first_stamp_ns": int(rows.stamps_ns[0]), "task": task,
-                "metadata": metadata_text(rows.metadata), "features": features,
-                "stats": _stats(columns, features, sampled),
+                "bag": recording.name, "length": len(rows), "task": task, "metadata": metadata_text(rows.metadata),
+                "features": features, "stats": _stats(columns, features, sampled),
             }  # fmt: skip
             _write_text(self.folder / FACTS_PATH.format(number), json.dumps(facts))
         except OSError as error:
@@ -176,10 +178,13 @@ class LerobotWriter:
         }  # fmt: skip
         counted = self._facts[0]["stats"]
         stats = {key: statistics.together([facts["stats"][key] for facts in self._facts]) for key in counted}
-        _write_table(self.folder / "meta/tasks.parquet", _tasks_table(tasks))
-        _write_table(self.folder / EPISODES_PATH, self._episodes_table())
-        _write_text(self.folder / "meta/stats.json", json.dumps(stats, indent=4))
-        _write_text(self.folder / "meta/info.json", json.dumps(info, indent=4))
+        try:
+            _write_table(self.folder / "meta/tasks.parquet", _tasks_table(tasks))
+            _write_table(self.folder / EPISODES_PATH, self._episodes_table())
+            _write_text(self.folder / "meta/stats.json", json.dumps(stats, indent=4))
+            _write_text(self.folder / "meta/info.json", json.dumps(info, indent=4))
+        except OSError as error:
+            raise RecordError(f"cannot write to {self.folder}/meta: {error}; the same command goes on") from error
 
     def _episodes_table(self) -> pa.Table:
         table, start = [], 0

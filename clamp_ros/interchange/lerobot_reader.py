@@ -97,14 +97,19 @@ class LerobotDataset:
         return sorted(rows, key=lambda row: row["episode_index"])
 
     def _facts(self, number: int) -> dict[str, Any]:
-        """What this stack's export says of an episode; empty where it does not, or says it of another one."""
-        path = self.folder / FACTS_PATH.format(number)
+        """What this stack's export says of an episode; empty where it does not, or says it of another one.
+
+        lerobot's tools number episodes anew and leave these files as they are: the actions' statistics tell.
+        """
+        path, row = self.folder / FACTS_PATH.format(number), self.episodes[number]
         if not path.exists():
             return {}
         try:
             facts = json.loads(path.read_text())
-            return facts if facts["length"] == self.episodes[number]["length"] else {}
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            mean = row.get(f"stats/{ACTION}/mean") or ()
+            same = facts["length"] == row["length"] and np.allclose(mean, facts["stats"][ACTION]["mean"], atol=1e-9)
+            return facts if same else {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path} is damaged ({error}); remove it to do without what it says") from error
 
     def open(self, number: int) -> LerobotRecording:
@@ -139,9 +144,9 @@ class LerobotRecording:
             raise RecordError(f"{path} is missing, damaged or truncated: {error}") from error
         try:
             self.rows = self._read(number, facts)
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except (OSError, pa.ArrowException, KeyError, IndexError, ValueError, TypeError) as error:
             self._file.close()
-            raise RecordError(f"{path} is damaged: {error}") from error
+            raise RecordError(f"{path} is damaged, or not as meta/info.json says: {error}") from error
         except BaseException:
             self._file.close()
             raise
@@ -216,7 +221,7 @@ class LerobotRecording:
         metadata = EpisodeMetadata(task=theirs.task or str(self._dataset.tasks.get(tasks[0], "")))
         if own:
             stamps, measured = _array(columns[STAMP], np.int64), _array(columns[STATE_STAMP], np.int64)
-            if facts and facts["first_stamp_ns"] == stamps[0]:
+            if facts:
                 metadata = metadata_from_text(facts["metadata"], f"{self._dataset.folder}/meta/clamp")
         else:
             (positions, clipped), (actions, squeezed) = clip_grippers(positions), clip_grippers(actions)

@@ -27,7 +27,7 @@ MAX_GAP_PERIODS = 3.0
 """A gap longer than this many of the topic's own median periods is a fault."""
 _MANY_SENDERS = (TASK_STATE.name, DIAGNOSTICS.name)
 """Topics without one steady rate: of as many nodes as there are, or told when something happens."""
-LIMIT_SLACK = 0.02
+_LIMIT_SLACK = 0.02
 """Measured joints may overshoot their limits by this much, rad or m, before it counts as a fault of the units."""
 
 
@@ -147,7 +147,7 @@ def _audit_joints(episode: Episode, topic: str, problems: list[str]) -> None:
         problems.append(f"{topic}: {bad} messages are unusable; the first: {first}")
     if rows:
         positions = np.array(rows)
-        outside = (positions < LOWER_LIMITS - LIMIT_SLACK) | (positions > UPPER_LIMITS + LIMIT_SLACK)
+        outside = (positions < LOWER_LIMITS - _LIMIT_SLACK) | (positions > UPPER_LIMITS + _LIMIT_SLACK)
         if outside.any():
             problems.append(f"{topic}: {int(outside.any(axis=1).sum())} messages are outside the joints' limits")
         if np.any(np.diff(stamps) <= 0):

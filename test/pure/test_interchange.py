@@ -29,6 +29,7 @@ from clamp_ros.interchange.convert import export_bags, import_episodes
 from clamp_ros.interchange.rows import Recording
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode
+from clamp_ros.record.replay import load_commands
 
 h5py = pytest.importorskip("h5py")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -103,6 +104,8 @@ def test_a_bag_comes_back_as_it_was(format_, joints, bags, tmp_path):
             assert after.rows.objects.keys() == objects.keys()
             for key, poses in objects.items():
                 np.testing.assert_allclose(after.rows.objects[key], poses, atol=1e-14)
+    _, commands = load_commands(back / "a")  # of `clamp replay`
+    assert len(commands) == TICKS
     with Episode.open(back / "a") as episode:  # as the nodes would have sent them
         stamp = int(episode.joint_states.stamps_ns[9])
         for arm in ARMS:
@@ -332,6 +335,16 @@ def test_a_lerobot_dataset_of_another_kind_is_refused(bags, tmp_path):
     data.write_bytes(data.read_bytes()[:-3000])
     told = import_episodes([tmp_path], "lerobot", tmp_path / "bags", Foreign())
     assert told.done == 0 and "missing, damaged or truncated" in told.refused[0]
+
+
+def test_what_is_said_of_an_episode_is_not_taken_for_another(bags, tmp_path):
+    make_bag(tmp_path / "in/c", ticks=60, offset=0.02)  # as long as b, and other joints
+    export_bags([bags / "b", tmp_path / "in"], "lerobot", tmp_path / "out")
+    facts = [tmp_path / f"out/meta/clamp/episode-00000{i}.json" for i in (0, 1)]
+    facts[1].replace(facts[0])  # as after lerobot has taken episode 0 out, but for the tables
+    told = import_episodes([tmp_path / "out"], "lerobot", tmp_path / "bags", Foreign())
+    assert told.done == 2
+    assert sorted(p.name for p in (tmp_path / "bags").iterdir()) == ["out_000000", "out_000001"]
 
 
 def test_joints_in_another_order_find_their_places():
