@@ -19,7 +19,6 @@ from clamp_ros.interchange.bag import BagRecording, write_bag
 from clamp_ros.interchange.rows import Recording, Rows
 from clamp_ros.record.metadata import METADATA_FILE, EpisodeMetadata, read_bag_information
 
-
 _SLACK = 0.02
 """As the audit has it: rad or m that joints may overshoot their limits by."""
 
