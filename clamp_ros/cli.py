@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_stop, _add_record, _add_bag, _add_replay, _add_eval, _add_report, _add_info):
+    for add in (_add_stop, _add_record, _add_replay, _add_eval, _add_report, _add_info):
         add(commands)
     return parser
 
@@ -133,6 +133,10 @@ def _run_demos(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_ros.demos.command").main(words)
 
 
+def _run_bag(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.bags").main(words)
+
+
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
     "teleop": ("move the robot, or its simulation, with the leader arms: clamp teleop sim:=true", _run_teleop),
@@ -141,6 +145,7 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "calibrate": ("tell where the cameras are, from pictures of a printed board", _run_calibrate),
     "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "demos": ("make demonstrations with a scripted expert, one bag an episode; merge and score them", _run_demos),
+    "bag": ("mend and audit bags; export to and import from other stacks' datasets", _run_bag),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""
@@ -202,33 +207,6 @@ def _run_record(args: argparse.Namespace) -> int:
     words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
     view = View(sys.stdout)
     return run_node(lambda: RecorderNode(view.show), ["clamp record", "--ros-args", *words])
-
-
-def _add_bag(commands: Any) -> None:
-    parser = _command(
-        commands, "bag", "mend bags that were not finished, and audit bags", _run_bag,
-        "recover: makes a bag of what a crash, a SIGKILL or a full disk has left in NAME.partial: all but the last\n"
-        "chunk. A folder stands for every unfinished bag in it. audit: reads whole bags, as `clamp info` does.",
-    )  # fmt: skip
-    parser.add_argument("action", choices=("recover", "audit"))
-    parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="NAME.partial, a bag, or a folder of them")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="recover: onto another disk, where this one is full")
-
-
-def _run_bag(args: argparse.Namespace) -> int:
-    if args.action == "audit":
-        from clamp_ros import info
-
-        told = [info.about(path) for path in args.bags]
-        print("\n".join(text for text, _ in told))
-        return 0 if all(good for _, good in told) else EXIT_PROBLEM
-    from clamp_ros.record.recover import recover, unfinished
-
-    for path in unfinished(args.bags):
-        recovery = recover(path, args.to)
-        lost = "; its end is missing" if recovery.truncated else ""
-        print(f"{recovery.path}: {recovery.message_count} messages{lost}")
-    return 0
 
 
 def _add_replay(commands: Any) -> None:

@@ -22,6 +22,7 @@ _PACKAGES = {
     "simulation": ("mujoco", "robosuite-models", "imageio-ffmpeg"),
     "ROS by pip": ("ros-rclpy", "ros-sensor-msgs"),
     "training": ("torch", "onnx", "onnxscript", "safetensors"),
+    "datasets": ("h5py", "pyarrow"),
 }
 
 
@@ -63,6 +64,7 @@ def _artifact(artifact: Artifact) -> str:
         f"  cameras   {cameras}, at {m.image_rate_hz:g} Hz",
         f"  fusion    voxel {1e3 * m.fusion.voxel_m:g} mm, at most {m.fusion.max_points:,} points",
         f"  reads     the {m.scene}",
+        f"  precision {m.precision}",
         f"  actions   chunks of {m.chunk_size} at {m.control_rate_hz} Hz; {len(m.joint_names)} joints{_space(m)}",
         f"  sampler   {_sampler(m)}",
     ]

@@ -67,7 +67,10 @@ CONFIGS: Mapping[str, type[Any]] = {
 
 VOLTS = (11.0, 14.0)
 """Of ALOHA 2's 12 V supplies, at the motors."""
-_FASTER = "pip install onnxruntime-gpu  # and policy_node's providers: [CUDAExecutionProvider, CPUExecutionProvider]"
+_FASTER = (
+    "nvidia-smi; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    "  # and policy_node's providers: [CUDAExecutionProvider, CPUExecutionProvider]"
+)
 _FRAME_S = 5.0
 _BYTES_A_PIXEL = 5
 _LISTED = "firmware_version", "torque_enable", "hardware_error_status", "present_input_voltage", "present_temperature"
@@ -218,13 +221,13 @@ def _inference(artifact: Artifact, config: PolicyConfig) -> Check:
         took_ms = 1e3 * (time.monotonic() - start_s)
     except ClampError as error:
         return failed("policy", name, f"{providers}: {error}", _FASTER)
-    if config.providers[0] not in runtime.providers:
-        found = f"{config.providers[0]} cannot be used here: onnxruntime took {', '.join(runtime.providers)}"
-        return failed("policy", name, found, "nvidia-smi; python -c 'import onnxruntime as o; print(o.get_device())'")
     limit_ms = config.execute_steps * CONTROL_PERIOD_NS / 1e6
     if took_ms > limit_ms:
         found = f"{providers}: a chunk takes {took_ms:.0f} ms, wanted every {limit_ms:.0f} ms: the arms would stop"
         return failed("policy", name, found, _FASTER)
+    if artifact.manifest.precision == "fp16" and config.providers[0] == "CPUExecutionProvider":
+        found = f"{providers}: a chunk takes {took_ms:.0f} ms; the artifact is fp16, which a CPU computes in fp32"
+        return Check("policy", name, Verdict.WARNING, found)
     return fine("policy", name, f"{providers}: a chunk takes {took_ms:.0f} ms, wanted every {limit_ms:.0f} ms")
 
 

@@ -29,6 +29,7 @@ PARTS = ("encoders", "context", "denoise")
 PARTS_AT_ONCE = ("encoders", "context", "decode")
 """Those of a policy that does not denoise: the last gives the chunk."""
 SCENES = ("views", "cloud")
+PRECISIONS = ("fp32", "fp16")
 INTRINSICS_TOLERANCE = 0.05
 """Cameras of one model differ by a few per cent; the cloud is computed from the live intrinsics in any case."""
 
@@ -98,7 +99,8 @@ class Manifest:
     `prefix` is the largest number of committed actions that the policy can continue (real-time chunking); 0 for a
     policy that was not trained to. `diffusion` is None for a policy that answers at once (ACT): its third file is
     `decode` in place of `denoise`. `scene` is what the image encoder reads: the 'views', or the 'cloud' itself (DP3).
-    `cartesian` converts the actions of a policy that acts in poses of the grippers.
+    `cartesian` converts the actions of a policy that acts in poses of the grippers. `precision` is that of the ONNX
+    files' insides; their inputs and outputs are float32 in any case.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Manifest:
     prefix: int = 0
     scene: str = "views"
     cartesian: CartesianActions | None = None
+    precision: str = "fp32"
     format: int = FORMAT
     joint_names: tuple[str, ...] = JOINT_NAMES
     control_rate_hz: int = CONTROL_RATE_HZ
@@ -138,6 +141,8 @@ class Manifest:
             raise ArtifactError(f"the artifact's cameras are {list(self.cameras)}, this stack's are {list(CAMERAS)}")
         if self.scene not in SCENES:
             raise ArtifactError(f"scene is {self.scene!r}, expected one of {', '.join(SCENES)}")
+        if self.precision not in PRECISIONS:
+            raise ArtifactError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         if self.prefix and self.diffusion is None:
             raise ArtifactError(f"prefix is {self.prefix}, but an artifact without diffusion cannot continue actions")
         if not 0 <= self.prefix < CHUNK_SIZE:
@@ -207,6 +212,7 @@ class Manifest:
             "prefix": self.prefix,
             "scene": self.scene,
             "cartesian": None if self.cartesian is None else self.cartesian.to_dict(),
+            "precision": self.precision,
             "files": {part: vars(spec) for part, spec in self.files.items()},
             "training": dict(self.training),
             "score": dict(self.score),
@@ -224,6 +230,7 @@ class Manifest:
             return cls(
                 **{key: top[key] for key in ("name", "task", "training", "score", "format", "control_rate_hz")},
                 **{key: top[key] for key in ("chunk_size", "history_size", "image_rate_hz", "prefix", "scene")},
+                precision=top["precision"],
                 joint_names=tuple(top["joint_names"]),
                 cameras={n: CameraSpec(**_record(c, f"cameras.{n}", _CAMERA)) for n, c in top["cameras"].items()},
                 rgb=None if top["rgb"] is None else RgbSpec(**_record(top["rgb"], "rgb", _RGB)),
@@ -247,9 +254,9 @@ _TOP: dict[str, tuple[type, ...]] = {
     "chunk_size": (int,), "history_size": (int,), "cameras": (dict,), "image_rate_hz": _NUMBER,
     "rgb": (dict, type(None)), "fusion": (dict,), "normalization": (dict,), "diffusion": (dict, type(None)),
     "files": (dict,), "training": (dict,), "score": (dict,), "prefix": (int,), "scene": (str,),
-    "cartesian": (dict, type(None)),
+    "cartesian": (dict, type(None)), "precision": (str,),
 }  # fmt: skip
-_LATER: dict[str, Any] = {"prefix": 0, "scene": "views", "cartesian": None}
+_LATER: dict[str, Any] = {"prefix": 0, "scene": "views", "cartesian": None, "precision": "fp32"}
 """Keys that older artifacts lack, and what their absence means."""
 _CAMERA = {"width": (int,), "height": (int,), **dict.fromkeys(("fx", "fy", "cx", "cy"), _NUMBER), "rgb": (bool,)}
 _RGB = {"height": (int,), "width": (int,)}

@@ -6,6 +6,7 @@ and kept on the device; only the decoder runs in every denoising step (the noise
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from clamp_ros.policy.preprocess import pad_cloud, preprocess_rgb
 
 _FLOAT, _BOOL, _INT64 = "tensor(float)", "tensor(bool)", "tensor(int64)"
 _NUMPY = {_FLOAT: np.float32, _BOOL: np.bool_, _INT64: np.int64}
+_ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _WARM_UP_STAMP_NS = 0
 
 Tensor = tuple[str, tuple[int | str, ...]]
@@ -103,7 +105,7 @@ class PolicyRuntime:
 
         Raises:
             ArtifactError: a file is no ONNX model, or its inputs or outputs are not those of a policy.
-            ConfigError: a provider is not available, or a number is out of range.
+            ConfigError: the preferred provider cannot be had here, another is unknown, or a number is out of range.
         """
         manifest = artifact.manifest
         self.artifact = artifact
@@ -118,17 +120,21 @@ class PolicyRuntime:
         if self._diffusion is not None:
             chosen = {"sampler": sampler, "inference_steps": inference_steps}
             self._diffusion = replace(self._diffusion, **{k: v for k, v in chosen.items() if v is not None})
-        if missing := [name for name in providers if name not in ort.get_available_providers()]:
-            raise ConfigError(f"onnxruntime has no {missing}; this build has {ort.get_available_providers()}")
+        _check_providers(providers)
         if threads < 0:
             raise ConfigError(f"threads is {threads}, expected 0 (all cores) or more")
-        self._device = "cuda" if providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
+        self._device = "cuda" if providers[0] in _ON_GPU else "cpu"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # Spinning threads take the cores from fusion and the control loop between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions = {part: _open(artifact, part, options, list(providers)) for part in manifest.parts}
+        if providers[0] not in self.providers:
+            raise ConfigError(
+                f"onnxruntime cannot open {providers[0]} here and took {', '.join(self.providers)}: the device or its"
+                " libraries (CUDA, cuDNN) are missing, or of another version than onnxruntime was built for"
+            )
         sizes: dict[str, tuple[int, str]] = {}
         for part, (inputs, outputs) in expected_tensors(manifest).items():
             _check(part, "input", self._sessions[part].get_inputs(), inputs, sizes)
@@ -137,7 +143,7 @@ class PolicyRuntime:
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers in use; onnxruntime falls back without a word where a GPU's libraries are missing."""
-        return tuple(self._sessions["denoise"].get_providers())
+        return tuple(self._sessions[self.artifact.manifest.parts[-1]].get_providers())
 
     def warm_up(self) -> None:
         """Runs one inference on an empty observation, so that the first real one is as fast as the rest."""
@@ -276,6 +282,21 @@ class PolicyRuntime:
             denoise, (1, CHUNK_SIZE, prefix.shape[1]), rng, diffusion.noise_schedule(), diffusion.inference_steps,
             diffusion.sampler, prefix[None],
         )  # fmt: skip
+
+
+def _check_providers(providers: Sequence[str]) -> None:
+    """Refuses what this build of onnxruntime does not have; it would fall back to the CPU."""
+    have = ort.get_available_providers()
+    if not providers:
+        raise ConfigError(f"providers is empty, expected one or more of {', '.join(have)}")
+    missing = [name for name in providers if name not in have]
+    if not missing:
+        return
+    near = difflib.get_close_matches(missing[0], have, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see onnxruntime's list of execution providers"
+    if missing[0] in (*_ON_GPU, "CUDA", "cuda"):
+        hint = "CUDAExecutionProvider and TensorrtExecutionProvider come with onnxruntime-gpu, in place of onnxruntime"
+    raise ConfigError(f"onnxruntime {ort.__version__} has no {', '.join(missing)}, it has {', '.join(have)}; {hint}")
 
 
 def _finite(array: NDArray[np.float32], what: str) -> NDArray[np.float32]:

@@ -106,7 +106,9 @@ def _audit(episode: Episode) -> Report:
             _audit_joints(episode, required, problems)
     for camera in episode.metadata.cameras or episode.cameras:
         _audit_camera(episode, camera, problems)
-    if not (episode.metadata.cameras or episode.cameras):
+    for camera in episode.color_only:
+        notes.append(f"{camera} has colour and no depth: fit only for training that needs none")
+    if not (episode.metadata.cameras or episode.cameras or episode.color_only):
         notes.append("no camera was recorded")
     if episode.metadata.outcome != "success":
         notes.append(f"outcome: {episode.metadata.outcome}")

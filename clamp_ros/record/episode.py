@@ -70,7 +70,10 @@ class JointSeries:
 
 
 class CameraFrames:
-    """The frames of one camera that have colour and depth of the same stamp, decoded when asked for."""
+    """The frames of one camera that have colour and depth of the same stamp, decoded when asked for.
+
+    A camera of whose depth nothing was recorded has the frames of its colour.
+    """
 
     def __init__(self, camera: str, file: McapFile) -> None:
         self.camera = camera
@@ -80,7 +83,9 @@ class CameraFrames:
         """Whether the bag holds JPEG and compressed depth of this camera, and no raw images."""
         if self.compressed:
             self._color, self._depth = color_compressed_topic(camera), depth_compressed_topic(camera)
-        color, depth = _image_stamps(file, self._color), _image_stamps(file, self._depth)
+        self.has_depth = self._depth in file.topics
+        color = _image_stamps(file, self._color)
+        depth = _image_stamps(file, self._depth) if self.has_depth else color
         self.stamps_ns: NDArray[np.int64]
         self.stamps_ns, self._color_i, self._depth_i = np.intersect1d(color, depth, return_indices=True)
         """(N,) int64, increasing."""
@@ -88,6 +93,11 @@ class CameraFrames:
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
+
+    @property
+    def has_pinhole(self) -> bool:
+        """Whether the bag has this camera's intrinsics, as all that this stack has recorded do."""
+        return len(self._file.topics.get(camera_info_topic(self.camera), ())) > 0
 
     @cached_property
     def pinhole(self) -> Pinhole:
@@ -97,7 +107,7 @@ class CameraFrames:
             RecordError: the bag has no camera_info of this camera.
         """
         topic = camera_info_topic(self.camera)
-        if not len(self._file.topics.get(topic, ())):
+        if not self.has_pinhole:
             raise RecordError(f"{self._file.path} has images of {self.camera} and no {topic}")
         return messages.decode_camera_info(self._file.read(topic, 0))
 
@@ -107,7 +117,13 @@ class CameraFrames:
         return compressed.decode_color(cdr) if self.compressed else messages.decode_image(cdr)
 
     def depth_mm(self, i: int) -> NDArray[np.uint16]:
-        """(H, W) uint16 millimetres of frame i, aligned to color, 0 invalid."""
+        """(H, W) uint16 millimetres of frame i, aligned to color, 0 invalid.
+
+        Raises:
+            RecordError: no depth of this camera was recorded.
+        """
+        if not self.has_depth:
+            raise RecordError(f"{self._file.path} has no depth of {self.camera}")
         cdr = self._file.read(self._depth, int(self._depth_i[i]))
         return compressed.decode_depth(cdr) if self.compressed else messages.decode_image(cdr)
 
@@ -215,13 +231,33 @@ class Episode:
             found |= dict.fromkeys(name for name in names if depth(name) in self.topics)
         return tuple(found)
 
+    @cached_property
+    def color_only(self) -> tuple[str, ...]:
+        """Names of the cameras with colour and no depth, as datasets of other robots have them."""
+        suffixes = (color_topic("")[1:], color_compressed_topic("")[1:])
+        names = [n[1 : -len(s)] for s in suffixes for n in self.topics if n.endswith(s)]
+        depths = (depth_topic, depth_compressed_topic)
+        return tuple(dict.fromkeys(n for n in names if not any(depth(n) in self.topics for depth in depths)))
+
+    @cached_property
+    def joint_efforts(self) -> NDArray[np.float64]:
+        """(N, 14) efforts beside `joint_states`, N m and N; NaN where the messages have none.
+
+        Raises:
+            RecordError: a message names other joints, or holds a number that is not finite.
+        """
+        told = self._small[JOINT_STATES.name]
+        rows = [(messages.header_stamp_ns(cdr), messages.decode_efforts(cdr)) for _, cdr in told]
+        rows.sort(key=lambda row: row[0])
+        return np.array([efforts for _, efforts in rows]).reshape(-1, NUM_JOINTS)
+
     def frames(self, camera: str) -> CameraFrames:
         """The frames of a camera.
 
         Raises:
             RecordError: the bag has no such camera.
         """
-        if camera not in self.cameras:
+        if camera not in (*self.cameras, *self.color_only):
             raise RecordError(f"{self.path.name} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
         return CameraFrames(camera, self._file)
 

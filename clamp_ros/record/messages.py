@@ -89,16 +89,18 @@ def header_stamp_ns(cdr: bytes | memoryview) -> int:
     return sec * NS + nanosec
 
 
-def encode_joints(stamp_ns: int, positions: ArrayLike, velocities: ArrayLike | None = None) -> memoryview:
-    """A JointState of (14,) positions, and (14,) velocities where given; rad, m and their rates, contract order."""
+def encode_joints(
+    stamp_ns: int, positions: ArrayLike, velocities: ArrayLike | None = None, efforts: ArrayLike | None = None
+) -> memoryview:
+    """A JointState of (14,) positions, rad and m, and of (14,) velocities and efforts where given; contract order."""
     empty = np.empty(0)
     return _encode(
         JOINT_STATE,
         header=_header(stamp_ns, ""),
         name=list(JOINT_NAMES),
-        position=np.asarray(positions, dtype=np.float64),
-        velocity=empty if velocities is None else np.asarray(velocities, dtype=np.float64),
-        effort=empty,
+        position=np.ascontiguousarray(positions, dtype=np.float64),
+        velocity=empty if velocities is None else np.ascontiguousarray(velocities, dtype=np.float64),
+        effort=empty if efforts is None else np.ascontiguousarray(efforts, dtype=np.float64),
     )
 
 
@@ -117,6 +119,21 @@ def decode_joints(cdr: bytes | memoryview) -> tuple[int, NDArray[np.float64], ND
     except ContractError as error:
         raise RecordError(str(error)) from error
     return stamp_ns(message), positions, velocities
+
+
+def decode_efforts(cdr: bytes | memoryview) -> NDArray[np.float64]:
+    """(14,) efforts of a JointState, N m and N, contract order; NaN where the message has none.
+
+    Raises:
+        RecordError: the names are not the robot's, or an effort is not finite.
+    """
+    message = decode(cdr, JOINT_STATE)
+    if not len(message.effort):
+        return np.full(NUM_JOINTS, np.nan)
+    try:
+        return order_by_name(message.name, message.effort, "efforts")
+    except ContractError as error:
+        raise RecordError(str(error)) from error
 
 
 def encode_color(stamp_ns: int, frame: str, color: NDArray[np.uint8]) -> memoryview:

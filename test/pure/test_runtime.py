@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from tiny_artifact import NORMALIZATION, TINY_CAMERA, TINY_CAMERAS, build_tiny_artifact, rest_target
 
@@ -157,14 +158,30 @@ def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
 
 def test_bad_settings(tmp_path: Path) -> None:
     artifact = build_tiny_artifact(tmp_path / "tiny")
-    with pytest.raises(ConfigError, match=r"no \['CUDAExec.*CPUExecutionProvider"):
-        PolicyRuntime(artifact, providers=["CUDAExecutionProvider"])
+    with pytest.raises(ConfigError, match=r"no CUDAExec.*, it has .*CPUExec.*; .* come with onnxruntime-gpu"):
+        PolicyRuntime(artifact, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(ConfigError, match=r"has no CPUExecutionProvder, .* did you mean CPUExecutionProvider\?"):
+        PolicyRuntime(artifact, providers=["CPUExecutionProvder"])
+    with pytest.raises(ConfigError, match="providers is empty"):
+        PolicyRuntime(artifact, providers=[])
     with pytest.raises(ConfigError, match="sampler is 'euler'"):
         PolicyRuntime(artifact, sampler="euler")
     with pytest.raises(ConfigError, match="inference steps are 101"):
         PolicyRuntime(artifact, inference_steps=101)
     with pytest.raises(ConfigError, match="threads is -1"):
         PolicyRuntime(artifact, threads=-1)
+
+
+def test_a_provider_that_does_not_open_is_not_replaced_without_a_word(tmp_path: Path, monkeypatch) -> None:
+    artifact = build_tiny_artifact(tmp_path / "tiny")
+    assert PolicyRuntime(artifact, threads=1).providers == ("CPUExecutionProvider",)
+    # What onnxruntime-gpu does where CUDA's libraries are missing: it lists the provider, and opens on the CPU.
+    lists = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: lists)
+    opened = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda path, options, providers: opened(path, options, lists[1:]))
+    with pytest.raises(ConfigError, match=r"cannot open CUDAExecutionProvider here and took CPUExecutionProvider"):
+        PolicyRuntime(artifact, providers=lists)
 
 
 def test_a_chunk_begins_with_what_is_committed(tmp_path: Path) -> None:

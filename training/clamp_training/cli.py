@@ -78,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--store", type=Path, required=True, help="the demonstrations, for the cameras' intrinsics")
     export.add_argument("--out", type=Path, required=True, help="the artifact's folder")
     export.add_argument("--task", help="what the policy does (default: the experiment's task)")
+    export.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32",
+        help="of the ONNX files' insides; fp16 is for GPUs, and its difference is measured (%(default)s)",
+    )  # fmt: skip
     export.add_argument("--data", default="", help="a sentence for the model card: what the data is")
     export.add_argument("--commands", type=Path, help="a text file of the commands used, for the model card")
 
@@ -109,7 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from clamp_training.store import convert
 
         rgb = experiment.policy.rgb
-        store = convert(options.bags, options.out, experiment.cameras, (rgb.height, rgb.width), options.workers)
+        store = convert(
+            options.bags, options.out, experiment.cameras, (rgb.height, rgb.width), options.workers,
+            needs_depth=experiment.policy.tokens != "none",
+        )  # fmt: skip
         print(f"{options.out}: {len(store.episodes)} episodes, {len(store)} observations")
         return 0
     if options.verb == "info":
@@ -126,8 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = options.commands.read_text().splitlines() if options.commands else []
         training = {"data": options.data, "commands": commands}
         store = Store([options.store], slice(1))
-        for folder in export_all(experiment, options.encoders, options.policy, store, options.out, training):
-            print(f"{folder}: exported")
+        out, precision = options.out, options.precision
+        for folder in export_all(experiment, options.encoders, options.policy, store, out, training, precision):
+            print(f"{folder}: exported, {precision}")
         return 0
 
     from clamp_training.machine import prepare

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from clamp_ros.contract.errors import ArtifactError
+from clamp_ros.contract.observation import Observation
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
 from clamp_ros.policy.artifact import CameraSpec, DiffusionSpec, Manifest, RgbSpec, write_manifest
 from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
+from clamp_training.card import model_card
 from clamp_training.config import Experiment
+from clamp_training.half import halve
 from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.build import Policy, new_policy
 from clamp_training.networks.image import ImageTokens
 from clamp_training.networks.policy import Context, DiffusionPolicy
 from clamp_training.pretrain import Encoders, load_encoders
-from clamp_training.store import Store
+from clamp_training.store import Store, new_fusion
 from clamp_training.train_policy import KEPT, pooled_tokens
 
 RELATIVE_TOLERANCE = 1e-4
@@ -134,8 +138,8 @@ def strip(path: Path) -> None:
 
 def _export(
     module: nn.Module, inputs: tuple[Any, ...], path: Path, input_names: list[str], output_names: list[str]
-) -> None:
-    """Writes one ONNX file and compares it with torch on the given inputs.
+) -> dict[str, np.ndarray]:
+    """Writes one ONNX file and compares it with torch on the given inputs, which it returns by name.
 
     Raises:
         ArtifactError: onnxruntime's outputs differ from torch's.
@@ -155,12 +159,14 @@ def _export(
     expected = expected if isinstance(expected, tuple) else (expected,)
     flat = [t for value in inputs for t in (value if isinstance(value, list) else [value])]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(output_names, {name: t.numpy() for name, t in zip(input_names, flat, strict=True)})
+    feeds = {name: t.numpy() for name, t in zip(input_names, flat, strict=True)}
+    found = session.run(output_names, feeds)
     for name, a, b in zip(output_names, expected, found, strict=True):
         reference = a.numpy().astype(np.float64)
         error = np.abs(reference - np.asarray(b, dtype=np.float64)).max() / max(np.abs(reference).max(), 1e-12)
         if error > RELATIVE_TOLERANCE:
             raise ArtifactError(f"{path.name}: {name} differs between torch and onnxruntime by {error:.1e} (relative)")
+    return feeds
 
 
 def export(
@@ -170,6 +176,7 @@ def export(
     store: Store,
     out: Path,
     training: dict[str, Any],
+    precision: str = "fp32",
 ) -> Manifest:
     """Writes an artifact folder.
 
@@ -179,10 +186,44 @@ def export(
         store: the demonstrations, for the cameras' intrinsics and an example observation.
         out: the artifact's folder; its name is the artifact's.
         training: record for the manifest and the card: data, seeds, steps, commands.
+        precision: of the ONNX files' insides: fp32 or fp16.
 
     Raises:
-        ArtifactError: weights do not fit the experiment, or an ONNX file differs from torch.
+        ArtifactError: weights do not fit the experiment, an ONNX file differs from torch, or float16 from float32.
     """
+    if precision == "fp32":
+        return _export_full(experiment, encoders_path, policy_path, store, out, training)[0]
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=".fp32") as folder:
+        full = _export_full(experiment, encoders_path, policy_path, store, Path(folder), training)
+        manifest = halve(Path(folder), out, *full, _example(experiment, store))
+    (out / "README.md").write_text(model_card(manifest))
+    return manifest
+
+
+def _example(experiment: Experiment, store: Store) -> Observation:
+    """The first observation of a store; without depth, which a policy of such a store does not read, empty views."""
+    cameras, seen = experiment.policy.rgb.cameras, "depth" in store.episodes[0].tensors
+    fusion = new_fusion(experiment.fusion)
+    return Observation(
+        stamp_ns=0,
+        views=store.views(0, fusion) if seen else np.zeros(experiment.fusion.tiled_shape, np.float32),
+        colors={camera: store.stacked(f"rgb_{camera}")[0] for camera in cameras},
+        joint_positions=store.stacked("joint_positions")[0],
+        action_history=store.stacked("history")[0],
+        cloud=store.cloud(0, fusion) if seen else np.zeros((0, 3), np.float32),
+    )
+
+
+def _export_full(
+    experiment: Experiment,
+    encoders_path: Path | None,
+    policy_path: Path,
+    store: Store,
+    out: Path,
+    training: dict[str, Any],
+) -> tuple[Manifest, dict[str, dict[str, np.ndarray]]]:
+    """Writes an artifact folder in float32; returns its manifest, and example inputs of each ONNX file."""
     for name in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     encoders, pretraining = None, {"step": 0}
@@ -213,7 +254,8 @@ def export(
         seen.copy_(torch.rand(seen.shape, generator=generator))
     history = torch.randn(1, CHUNK_SIZE, NUM_JOINTS, generator=generator)
     encoders_graph = EncodersGraph(encoders, experiment.policy.tokens)
-    _export(
+    examples = {}
+    examples["encoders"] = _export(
         encoders_graph,
         (scene, history),
         out / "encoders.onnx",
@@ -225,7 +267,7 @@ def export(
     proprio = torch.randn(1, NUM_JOINTS, generator=generator)
     colours = [torch.rand(1, 3, rgb.height, rgb.width, generator=generator) for _ in rgb.cameras]
     context_graph = ContextGraph(policy, image_tokens.shape[1])
-    _export(
+    examples["context"] = _export(
         context_graph,
         (image_tokens, image_valid, action_tokens, proprio, colours),
         out / "context.onnx",
@@ -236,9 +278,9 @@ def export(
         keys, values, valid = context_graph.eval()(image_tokens, image_valid, action_tokens, proprio, colours)
     memory, names = (keys, values, valid), ["keys", "values", "memory_valid"]
     if isinstance(policy, ActPolicy):
-        _export(DecodeGraph(policy), memory, out / "decode.onnx", names, ["actions"])
+        examples["decode"] = _export(DecodeGraph(policy), memory, out / "decode.onnx", names, ["actions"])
     else:
-        _export_denoiser(policy, memory, out / "denoise.onnx")
+        examples["denoise"] = _export_denoiser(policy, memory, out / "denoise.onnx")
     sampling = None
     if experiment.policy.kind == "diffusion":
         kept = {key: value for key, value in vars(experiment.diffusion).items() if key != "parametrization"}
@@ -274,7 +316,7 @@ def export(
     )
     manifest = write_manifest(out, manifest)
     (out / "README.md").write_text(model_card(manifest))
-    return manifest
+    return manifest, examples
 
 
 def export_all(
@@ -284,6 +326,7 @@ def export_all(
     store: Store,
     out: Path,
     training: dict[str, Any],
+    precision: str = "fp32",
 ) -> Iterator[Path]:
     """Exports one policy to `out`, or each of several to a folder in it that names its step; yields the folders.
 
@@ -302,7 +345,7 @@ def export_all(
     for folder, path in folders.items():
         beside = path.with_name(path.name.replace("policy", "encoders"))
         own = beside if path.parent.name == KEPT and beside.exists() else encoders
-        export(experiment, own, path, store, folder, training)
+        export(experiment, own, path, store, folder, training, precision)
         yield folder
 
 
@@ -312,13 +355,13 @@ def _run_folder(policy: Path) -> Path:
     return folder.parent if folder.name == KEPT else folder
 
 
-def _export_denoiser(policy: DiffusionPolicy, memory: tuple[Tensor, ...], path: Path) -> None:
+def _export_denoiser(policy: DiffusionPolicy, memory: tuple[Tensor, ...], path: Path) -> dict[str, np.ndarray]:
     noisy = torch.randn(1, CHUNK_SIZE, policy.action_width, generator=torch.Generator().manual_seed(1))
     inputs, names = [noisy, torch.tensor([3]), *memory], ["noisy_actions", "step", "keys", "values", "memory_valid"]
     if policy.config.prefix:
         inputs.append(torch.tensor([policy.config.prefix]))
         names.append("prefix")
-    _export(DenoiseGraph(policy), tuple(inputs), path, names, ["noise"])
+    return _export(DenoiseGraph(policy), tuple(inputs), path, names, ["noise"])
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -333,62 +376,3 @@ def record_score(folder: Path, name: str, score: dict[str, Any]) -> None:
     values["score"][name] = score
     path.write_text(json.dumps(values, indent=2) + "\n")
     (folder / "README.md").write_text(model_card(Manifest.from_dict(values)))
-
-
-def _table(rows: Sequence[tuple[str, Any]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
-
-
-def _image_encoder(image: dict[str, Any]) -> str:
-    if image.get("encoder") == "dp3":
-        return f"DP3, PointNet of {image['points']}, width {image['width']}"
-    string = "on" if image["string"] else "off"
-    return f"ViT, patch {image['patch']}, width {image['width']}, {image['depth']} layers, Cayley-STRING {string}"
-
-
-def model_card(manifest: Manifest) -> str:
-    """The model card in Markdown, from the manifest alone."""
-    experiment = manifest.training["experiment"]
-    image, policy = experiment["image"], experiment["policy"]
-    parameters, steps = manifest.training["parameters"], manifest.training["steps"]
-    encoders, training, diffusion = experiment["encoders"], experiment["training"], experiment["diffusion"]
-    rows = [
-        ("task", manifest.task),
-        ("cameras", ", ".join(f"{n} {c.width}x{c.height}" for n, c in manifest.cameras.items())),
-        ("image encoder", f"{_image_encoder(image)}, {parameters['image_encoder']:,} parameters"),
-        ("action encoder", f"{experiment['action']['depth']} layers, {parameters['action_encoder']:,} parameters"),
-        ("policy", f"{policy.get('kind', 'diffusion')}, {policy['encoder_layers']} + "
-         f"{policy['decoder_layers']} layers, width {policy['width']}, "
-         f"actions {policy.get('actions', 'joint')}, {parameters['policy']:,} parameters"),
-        ("encoder pretraining", f"{steps['encoders']:,} of {encoders['steps']:,} steps of {encoders['batch']}, "
-         f"learning rate {encoders['learning_rate']}, grounding weight {encoders['grounding']}, "
-         f"seed {encoders['seed']}"),
-        ("policy training", f"{steps['policy']:,} of {training['steps']:,} steps of {training['batch']} x "
-         f"{training['draws']} noise draws, learning rate {training['learning_rate']}, EMA {training['ema']}, "
-         f"seed {training['seed']}"),
-        ("sampler", "none: a chunk at once" if manifest.diffusion is None else
-         f"{diffusion['sampler']}, {diffusion['inference_steps']} of {diffusion['train_steps']} steps, "
-         f"{diffusion['parametrization']} parametrization"),
-    ]  # fmt: skip
-    seeds = manifest.training.get("seeds")
-    if seeds is not None:
-        told = "; ".join(f"{task} {', '.join(f'{a} to {b}' for a, b in spans)}" for task, spans in seeds.items())
-        rows.append(("seeds of its demonstrations", told))
-    parts = [
-        f"# {manifest.name}",
-        "",
-        _table(rows),
-        "",
-        "## Data",
-        "",
-        str(manifest.training.get("data", "not recorded")),
-    ]
-    commands = manifest.training.get("commands", [])
-    if commands:
-        parts += ["", "## Commands", "", "```", *commands, "```"]
-    parts += ["", "## Score", ""]
-    if manifest.score:
-        parts.append(_table([(name, json.dumps(score)) for name, score in manifest.score.items()]))
-    else:
-        parts.append("Not scored yet: `clamp eval --artifact <this folder> --task <task> --episodes 50`.")
-    return "\n".join(parts) + "\n"

@@ -8,6 +8,7 @@ observation at an image stamp; history and actions are what the live policy node
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from clamp_ros.contract.errors import ClampError, RecordError
-from clamp_ros.contract.interfaces import object_frame
+from clamp_ros.contract.interfaces import object_frame, optical_frame
 from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, CONTROL_PERIOD_NS
 from clamp_ros.contract.views import WORLD_FRAME, FusionConfig
 from clamp_ros.fusion.cloud import DepthFrame
@@ -46,11 +47,15 @@ def due_actions(commands: JointSeries, stamp_ns: int) -> NDArray[np.float32]:
     return commands.positions[np.maximum(index, 0)].astype(np.float32)
 
 
-def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tuple[int, int]) -> dict[str, Any]:
+def convert_episode(
+    bag: Path, out: Path, cameras: Sequence[str], rgb_size: tuple[int, int], needs_depth: bool = True
+) -> dict[str, Any]:
     """Writes one bag as `out` (atomically) and returns its row of the index.
 
+    `needs_depth` says whether a bag without depth, as imports from other stacks may be, is of no use.
+
     Raises:
-        RecordError: the bag fails its audit or lacks a camera, joint states or commands.
+        RecordError: the bag fails its audit or lacks a camera, its depth, joint states or commands.
         TransformError: a camera's or gripper's pose is missing at an image's stamp.
     """
     report = audit(bag)
@@ -58,6 +63,9 @@ def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tupl
         raise RecordError(f"{bag} fails its audit: {'; '.join(report.problems)}")
     with Episode.open(bag) as episode:
         frames = {camera: episode.frames(camera) for camera in cameras}
+        flat = [camera for camera, f in frames.items() if not f.has_depth]
+        if flat and needs_depth:
+            raise RecordError(f"{bag} has no depth of {', '.join(flat)}: only policy.tokens 'none' trains without")
         stamps = np.array(
             sorted(set.intersection(*(set(f.stamps_ns.tolist()) for f in frames.values()))), dtype=np.int64
         )
@@ -86,9 +94,6 @@ def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tupl
                 "joint_positions": joints.interpolated(stamp, 3 * CONTROL_PERIOD_NS).astype(np.float32),
                 "history": history.rows(stamp),
                 "actions": due_actions(commands, stamp),
-                "world_from_camera": np.stack(
-                    [episode.rgbd(f, f.index_at(stamp)).world_from_camera for f in frames.values()]
-                ),
                 "world_from_gripper": np.stack([episode.world_from_grippers(stamp)[arm] for arm in ARMS]),
                 "objects": np.stack(
                     [episode.tf.lookup(WORLD_FRAME, object_frame(o), stamp)[:3, 3] for o in objects]
@@ -96,9 +101,14 @@ def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tupl
                 if objects
                 else np.zeros((0, 3), np.float32),
             }
+            if not flat:
+                poses = [episode.tf.lookup(WORLD_FRAME, optical_frame(camera), stamp) for camera in frames]
+                row["world_from_camera"] = np.stack(poses)
             for camera, f in frames.items():
                 i = f.index_at(stamp)
                 row[f"rgb_{camera}"] = resize_rgb(f.color(i), *rgb_size)
+                if flat:
+                    continue
                 depth.append(compress(np.ascontiguousarray(f.depth_mm(i)).tobytes()))
                 offsets.append(offsets[-1] + len(depth[-1]))
             if task_state:
@@ -107,8 +117,9 @@ def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tupl
                 arrays.setdefault(key, []).append(value)
         tensors = {key: np.stack(values) for key, values in arrays.items()}
         tensors["stamps_ns"] = stamps
-        tensors["depth"] = np.frombuffer(b"".join(depth), np.uint8)
-        tensors["depth_offsets"] = np.array(offsets, dtype=np.int64)
+        if not flat:
+            tensors["depth"] = np.frombuffer(b"".join(depth), np.uint8)
+            tensors["depth_offsets"] = np.array(offsets, dtype=np.int64)
         pinholes = {camera: vars(f.pinhole) for camera, f in frames.items()}
         metadata = {"cameras": list(cameras), "pinholes": pinholes, "objects": objects, "texts": texts}
         temporary = out.with_suffix(".tmp")
@@ -118,10 +129,12 @@ def convert_episode(bag: Path, out: Path, cameras: Sequence[str], rgb_size: tupl
         return {"file": out.name, "rows": len(stamps), **facts}
 
 
-def _convert_or_report(job: tuple[Path, Path], cameras: Sequence[str], rgb_size: tuple[int, int]) -> dict[str, Any]:
+def _convert_or_report(
+    job: tuple[Path, Path], cameras: Sequence[str], rgb_size: tuple[int, int], needs_depth: bool
+) -> dict[str, Any]:
     bag, out = job
     try:
-        return convert_episode(bag, out, cameras, rgb_size)
+        return convert_episode(bag, out, cameras, rgb_size, needs_depth)
     except ClampError as error:
         return {"bag": bag.name, "refused": str(error)}
 
@@ -133,17 +146,25 @@ def find_bags(folders: Iterable[Path]) -> list[Path]:
 
 
 def convert(
-    folders: Sequence[Path], out: Path, cameras: Sequence[str], rgb_size: tuple[int, int], workers: int = 2
+    folders: Sequence[Path],
+    out: Path,
+    cameras: Sequence[str],
+    rgb_size: tuple[int, int],
+    workers: int = 2,
+    needs_depth: bool = True,
 ) -> Store:
     """Converts every bag below the folders; bags already in the store are skipped, so an interrupted run continues.
 
     Raises:
-        RecordError: there is no bag, a bag is refused (all others are converted first), or the store holds other
-            cameras.
+        RecordError: there is no bag, two have one name, a bag is refused (all others are converted first), or the store
+            holds other cameras.
     """
     bags = find_bags(folders)
     if not bags:
         raise RecordError(f"no bag (a folder with metadata.yaml) below {', '.join(map(str, folders))}")
+    twice = [name for name, count in Counter(bag.name for bag in bags).items() if count > 1]
+    if twice:
+        raise RecordError(f"two bags are called {twice[0]}, which is to name an episode; rename one")
     out.mkdir(parents=True, exist_ok=True)
     settings = {"format": FORMAT, "cameras": list(cameras), "rgb_size": list(rgb_size)}
     index_path = out / INDEX
@@ -162,16 +183,31 @@ def convert(
         temporary.write_text(json.dumps(index, indent=1))
         temporary.replace(index_path)
 
-    work = partial(_convert_or_report, cameras=tuple(cameras), rgb_size=rgb_size)
+    work = partial(_convert_or_report, cameras=tuple(cameras), rgb_size=rgb_size, needs_depth=needs_depth)
     with ProcessPoolExecutor(max_workers=workers) as pool:
-        for i, row in enumerate(tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag")):
+        for row in tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag"):
             (refused if "refused" in row else index["episodes"]).append(row)
-            if i % 20 == 19:
-                save()
-    save()
+            save()
+    if index["episodes"]:
+        index |= _described(Store([out]))
+        save()
     if refused:
         raise RecordError("refused: " + "; ".join(f"{row['bag']}: {row['refused']}" for row in refused))
     return Store([out])
+
+
+def _described(store: Store) -> dict[str, Any]:
+    """What the index tells of its rows: each tensor's dtype and shape but for the rows, and the numbers' statistics."""
+    first = store.episodes[0].tensors
+    packed = ("depth", "depth_offsets")
+    schema = {name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in first.items() if name not in packed}
+    found = {"joint_positions": store.stacked("joint_positions"), "actions": store.stacked("actions")[:, 0]}
+    statistics = {
+        name: {key: getattr(values, key)(axis=0, dtype=np.float64).tolist() for key in ("mean", "std")}
+        | {key: getattr(values, key)(axis=0).tolist() for key in ("min", "max")}
+        for name, values in found.items()
+    }
+    return {"rows": len(store), "schema": schema, "statistics": statistics}
 
 
 @dataclass(frozen=True)
@@ -220,7 +256,7 @@ class Store:
                 raise RecordError(
                     f"{folder} is not a training store: no {INDEX}; make it by `clamp train convert`"
                 ) from None
-            settings = {key: value for key, value in index.items() if key != "episodes"}
+            settings = {key: index[key] for key in ("format", "cameras", "rgb_size")}
             if made_with and settings != made_with:
                 raise RecordError(
                     f"{folder} was made with {settings}, {folders[0]} with {made_with}; convert them alike"
@@ -262,9 +298,15 @@ class Store:
         return Normalization.fit(self.stacked("joint_positions"), actions)
 
     def frames(self, row: int) -> list[DepthFrame]:
-        """The depth image of each camera at a row."""
+        """The depth image of each camera at a row.
+
+        Raises:
+            RecordError: the episode came without depth.
+        """
         e, t = self.rows[row]
         data = self.episodes[e]
+        if "depth" not in data.tensors:
+            raise RecordError(f"{self.bags[e]} has no depth: only policy.tokens 'none' trains without")
         out = []
         for c, pinhole in enumerate(data.pinholes):
             i = t * len(self.cameras) + c
