@@ -250,7 +250,9 @@ class Experiment:
 
     `cameras` are the physical cameras that are fused; `fusion` overrides FusionConfig's defaults. `history_fill` is the
     chance that a history which reaches back before its episode is filled with the episode's first command, as a robot's
-    that stood still before the policy was enabled, in place of the paper's zeros.
+    that stood still before the policy was enabled, in place of the paper's zeros. `renderer` says what renders the
+    views, or DP3's clouds: 'numba', row by row as the store is read; 'torch', a batch at a time on the device that
+    trains, with the same result; 'auto' is torch on a GPU and numba otherwise.
     """
 
     name: str
@@ -258,6 +260,7 @@ class Experiment:
     cameras: tuple[str, ...] = ("front_left", "back_right")
     image_rate_hz: float = 10.0
     history_fill: float = 0.5
+    renderer: str = "auto"
     fusion: FusionConfig = field(default_factory=FusionConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     action: ActionEncoderConfig = field(default_factory=ActionEncoderConfig)
@@ -279,6 +282,7 @@ class Experiment:
         views, tiles = len(self.fusion.views), self.image.tiles
         if not tiles or len(set(tiles)) != len(tiles) or not set(tiles) <= set(range(views)):
             raise ConfigError(f"image.tiles is {list(tiles)}, expected different numbers of 0 to {views - 1}")
+        _one_of("renderer", self.renderer, ("auto", "numba", "torch"))
         if not 0.0 <= self.history_fill <= 1.0:
             raise ConfigError(f"history_fill is {self.history_fill}, expected 0 to 1")
         if self.training.unfreeze and self.policy.tokens == "none":

@@ -22,7 +22,7 @@ from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import Experiment
 from clamp_training.contrastive import SigmoidLoss, blockwise, recall
-from clamp_training.features import scenes
+from clamp_training.features import new_renderer, scenes
 from clamp_training.loop import Batch, Check, Loop, Part, cosine_warmup, rows_for_step
 from clamp_training.networks.action import ActionEncoder
 from clamp_training.networks.build import scene_encoder
@@ -30,7 +30,8 @@ from clamp_training.networks.image import ImageTokens
 from clamp_training.networks.layers import Attention, Mlp, key_mask
 from clamp_training.networks.text import TextEncoder, Tokenizer
 from clamp_training.processes import ALONE, Processes, moved
-from clamp_training.store import Store, new_fusion
+from clamp_training.render import rendered
+from clamp_training.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Encoders(nn.Module):
 
     def forward(self, data: Batch) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """A batch's embeddings (image, text where it is trained, action), log t, b, and the grounding loss."""
-        image = self.image(data["views"], pack=True)
+        image = self.image(rendered(data["views"]), pack=True)
         embeddings = [self.image.pooled(image), self.action.pooled(self.action(data["history"]))]
         if self.text is not None:
             embeddings.insert(1, self.text(data["text"]))
@@ -189,7 +190,7 @@ def pretrain(
     tokenizer = Tokenizer(experiment.text)
     if settings.text:
         warn_of_cut_text(store, tokenizer)
-    fusion = new_fusion(experiment.fusion)
+    fusion = new_renderer(experiment, processes.device)
     history, firsts = store.stacked("history"), first_commands(store)
 
     def batch(rng: np.random.Generator, samples: slice) -> Batch:
@@ -304,13 +305,13 @@ def embed(
     """
     model.eval()
     device = next(model.parameters()).device
-    tokenizer, fusion = Tokenizer(experiment.text), new_fusion(experiment.fusion)
+    tokenizer, fusion = Tokenizer(experiment.text), new_renderer(experiment, device)
     history = torch.from_numpy(normalization.history(store.stacked("history")[rows]))
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(rows), 32):
         part = rows[start : start + 32]
-        views = scenes(store, part, fusion, experiment).to(device)
-        tokens = model.image(views, pack=True)
+        views = moved(scenes(store, part, fusion, experiment), device)
+        tokens = model.image(rendered(views), pack=True)
         out = {
             "image": F.normalize(model.image.pooled(tokens), dim=-1),
             "action": F.normalize(model.action.pooled(model.action(history[start : start + 32].to(device))), dim=-1),

@@ -137,7 +137,7 @@ def _centroids(depth: Tensor, rays: Tensor, grid: Grid) -> tuple[Tensor, Tensor]
 
 def _points(depth: Tensor, rays: Tensor, grid: Grid) -> tuple[list[Tensor], Tensor]:
     """x, y and z of every point in the crop, int64 quanta from the grid's corner, and the sample each is of."""
-    samples, cameras, height, width = depth.shape
+    _, cameras, height, width = depth.shape
     d = depth.flatten(0, 1).double()
     along_u, along_v, centre, position = rays.flatten(0, 1).unbind(1)  # each (images, 3)
     u, v = (torch.arange(n, device=depth.device, dtype=torch.float64) for n in (width, height))
@@ -206,8 +206,10 @@ def _view(view: int, cloud: Tensor, camera_from_world: Tensor, config: FusionCon
     m = camera_from_world[..., None]
     distance = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2] * z + m[:, 2, 3]
     inverse = 1.0 / distance
-    u = pinhole.fx * (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2] * z + m[:, 0, 3]) * inverse + (pinhole.cx + cap + 0.5)
-    v = pinhole.fx * (m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2] * z + m[:, 1, 3]) * inverse + (pinhole.cy + cap + 0.5)
+    right = m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2] * z + m[:, 0, 3]
+    down = m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2] * z + m[:, 1, 3]
+    u = pinhole.fx * right * inverse + (pinhole.cx + cap + 0.5)
+    v = pinhole.fx * down * inverse + (pinhole.cy + cap + 0.5)
     seen = (distance >= config.near_m) & (u >= 0.0) & (u < side) & (v >= 0.0) & (v < side)
     seen &= (x != 0.0) | (y != 0.0) | (z != 0.0)
     at = seen.flatten().nonzero()[:, 0]

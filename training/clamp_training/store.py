@@ -276,9 +276,12 @@ class Store:
 
     def views(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
         """Tiled float32 (the paper's: (224, 1120, 4)): the views the fusion node would publish at a row."""
+        return fusion.views(self.frames(row), dict(zip(ARMS, self.grippers(row), strict=True)))
+
+    def grippers(self, row: int) -> NDArray[np.float64]:
+        """(2, 4, 4) poses of the grippers in the world at a row, in the order of ARMS."""
         e, t = self.rows[row]
-        grippers = self.episodes[e].tensors["world_from_gripper"][t]
-        return fusion.views(self.frames(row), dict(zip(ARMS, grippers, strict=True)))
+        return self.episodes[e].tensors["world_from_gripper"][t]
 
     def cloud(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
         """(max_points, 3) float32: the cloud that the views are rendered from, padded with points at the origin."""

@@ -18,7 +18,7 @@ from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import DiffusionConfig, Experiment
-from clamp_training.features import ImageFeatures, extract, scenes
+from clamp_training.features import ImageFeatures, extract, new_renderer, scenes
 from clamp_training.loop import Check, Loop, Part, cosine_warmup, mean_gradients, rows_for_step
 from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.action import ActionEncoder
@@ -34,7 +34,8 @@ from clamp_training.pretrain import (
     statistics,
 )
 from clamp_training.processes import ALONE, Processes, moved, share_batch_norms
-from clamp_training.store import Store, new_fusion
+from clamp_training.render import rendered
+from clamp_training.store import Store
 
 
 class PolicyData:
@@ -59,7 +60,7 @@ class PolicyData:
         self.store = store
         self.features: ImageFeatures | None = None
         if encoders is not None:
-            self.fusion = new_fusion(experiment.fusion)
+            self.fusion = new_renderer(experiment, processes.device)
             if experiment.training.cache:
                 self.features = extract(encoders.image, experiment, store, self.fusion, processes)
         self.joints = normalization.proprio(store.stacked("joint_positions"))
@@ -172,7 +173,7 @@ class Objective(nn.Module):
         action_encoder = cast(ActionEncoder, self.encoders["action"])
         with torch.set_grad_enabled(self.unfreeze and torch.is_grad_enabled()):
             history = action_encoder(data["history"])
-            image: ImageTokens = data["image"] if "image" in data else image_encoder(data["views"], pack=True)
+            image: ImageTokens = data["image"] if "image" in data else image_encoder(rendered(data["views"]), pack=True)
             if self.policy.config.tokens == "pooled":
                 return pooled_tokens(image_encoder.pooled(image)), action_encoder.pooled(history)[:, None]
             return image, history
