@@ -111,7 +111,7 @@ def main() -> None:
             mean = averaged(processes, accumulate)
             found |= {f"mean_{accumulate}_{key}": value for key, value in mean.items()}
         found["stopped"] = torch.tensor(stopped_by_another(processes, out))
-        found["any"] = torch.tensor([processes.any(processes.rank == 1), processes.any(False)])
+        found["any"] = torch.tensor(processes.any(processes.rank == 1, False))
         save_file(found, out / f"rank_{processes.rank}.safetensors")
 
 

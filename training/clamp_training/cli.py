@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
         train.add_argument(
             "--threads", type=int, help="of torch (default: the cores, shared by this machine's processes)"
         )
+        train.add_argument(
+            "--parallel", choices=("ddp", "fsdp"), default="ddp",
+            help="how the model lies on several processes: whole on each, or each a share (default %(default)s)",
+        )  # fmt: skip
         if name == "encoders":
             continue
         train.add_argument(
@@ -141,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--keep-every is {options.keep_every}, expected a number of steps, or 0 for none")
     if not len(store):
         raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
-    with joined() as processes:
+    with joined(options.parallel) as processes:
         if options.verb == "encoders":
             from clamp_training.pretrain import pretrain
 
@@ -163,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _TORCHRUN = """\
 On several GPUs, or several processes of a CPU, the same words after `torchrun --nproc-per-node N -m clamp_training`
-are the same run: its batch is shared out, and a checkpoint can be continued with another number of processes."""
+are the same run: its batch is shared out, and a checkpoint can be continued with another number of processes, or with
+another --parallel."""
 
 
 def _add_data(train: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ from clamp_ros.contract.errors import ClampError, ConfigError
 from clamp_training import checkpoint
 from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.progress import Progress
+from clamp_training.sharding import average_whole, clip_gradients, full
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class Loop:
             the curves.
         processes: of the run.
         after_step: called with each step that was taken.
-        evaluate: scalars of the held-out data; the first process alone looks.
+        evaluate: scalars of the held-out data; called by every process, though the first one's answer counts alone.
         save_every_s: time between checkpoints.
     """
 
@@ -250,15 +251,18 @@ class Loop:
                 if progress is not None:
                     waiting = 100.0 * waited / (time.perf_counter() - began)
                     progress.step(step, {**scalars, "loader_wait_percent": waiting})
-                    if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
-                        progress.write(step, self.evaluate())
-                    if time.monotonic() - saved > self.save_every_s:
-                        self._save(done)
-                        saved = time.monotonic()
-                if self.processes.any(stop.requested):
+                if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
+                    held_out = self.evaluate()
+                    if progress is not None:
+                        progress.write(step, held_out)
+                due = self.processes.first and time.monotonic() - saved > self.save_every_s
+                stopping, saving = self.processes.any(stop.requested, due)
+                if saving:
+                    self._save(done)
+                    saved = time.monotonic()
+                if stopping:
                     break
-        if self.processes.first:
-            self._save(done)
+        self._save(done)
         self.processes.wait()
         return done
 
@@ -271,7 +275,11 @@ class Loop:
             group["lr"] = self.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         scalars = self.gradients(parts, check)
-        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+        if self.processes.sharded:
+            average_whole(self.trained.parameters())
+            norm = clip_gradients(self.trained.parameters(), 1.0)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         check(norm, "gradient's norm")
         self.optimizer.step()
         self.after_step(step)
@@ -282,7 +290,9 @@ class Loop:
         return self.out / "checkpoint.safetensors"
 
     def _save(self, done: int) -> None:
-        checkpoint.save(self._checkpoint, self.modules, {"step": done, "experiment": self.described}, self.optimizer)
+        if self.processes.saves:
+            record = {"step": done, "experiment": self.described}
+            checkpoint.save(self._checkpoint, self.modules, record, self.optimizer, write=self.processes.first)
 
 
 def check_finite(
@@ -303,8 +313,12 @@ def check_finite(
         return
     name = f"nonfinite_step_{step}" + ("" if processes.first else f"_process_{processes.rank}")
     batch = {f"part_{part.index}/{key}": x for part in parts for key, x in checkpoint.flat(part.batch).items()}
-    saved = modules if processes.first else {}  # the weights are the same everywhere
-    checkpoint.save(folder / f"{name}.safetensors", saved, {"step": step}, tensors=batch)
+    weights: dict[str, Tensor] = {}
+    if processes.saves:
+        for key, module in modules.items():
+            weights |= {f"{key}/{k}": full(v.detach()) for k, v in module.state_dict().items()}
+    saved = weights if processes.first else {}  # the weights are the same everywhere
+    checkpoint.save(folder / f"{name}.safetensors", {}, {"step": step}, tensors={**saved, **batch})
     raise NonFiniteLossError(
         f"the {what} is {value.item()} at step {step}; the weights and the batch are in {folder / name}.safetensors"
     )

@@ -7,7 +7,7 @@ import logging
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from clamp_training.networks.layers import Attention, Mlp, key_mask
 from clamp_training.networks.text import TextEncoder, Tokenizer
 from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.render import rendered
+from clamp_training.sharding import groups
 from clamp_training.store import Store
 
 log = logging.getLogger(__name__)
@@ -184,8 +185,10 @@ def pretrain(
     objects = sorted({name for data in store.episodes for name in data.objects})
     torch.manual_seed(settings.seed)
     model = Encoders(experiment, objects)
+    unsharded = processes.unsharded(model)
     wrapped = processes.average_gradients(model, partly_used=False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, settings.beta2))
+    trained = groups(list(model.parameters()))
+    optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, betas=(0.9, settings.beta2))
     described = {"config": experiment.to_dict(), "objects": objects}
     tokenizer = Tokenizer(experiment.text)
     if settings.text:
@@ -211,6 +214,12 @@ def pretrain(
             out["coordinates"] = float((~np.isnan(positions)).sum()) * len(mine) / len(rows)
         return out
 
+    def look() -> dict[str, float]:
+        with processes.whole(model, unsharded) as whole:
+            if validation is None or whole is None:
+                return {}
+            return evaluate(cast(Encoders, whole), experiment, validation, normalization)
+
     done = Loop(
         out=out,
         description="encoders",
@@ -230,22 +239,22 @@ def pretrain(
             model, wrapped, parts, check, processes, settings.grounding, settings.bf16
         ),
         processes=processes,
-        evaluate=None if validation is None else lambda: evaluate(model, experiment, validation, normalization),
+        evaluate=None if validation is None else look,
         save_every_s=save_every_s,
     ).run()
     final = out / "encoders.safetensors"
-    if processes.first:
-        save_encoders(final, model, done, described, normalization)
+    if processes.saves:
+        save_encoders(final, model, done, described, normalization, processes.first)
     processes.wait()
     return final
 
 
 def save_encoders(
-    path: Path, model: Encoders, step: int, described: dict[str, Any], normalization: Normalization
+    path: Path, model: Encoders, step: int, described: dict[str, Any], normalization: Normalization, write: bool = True
 ) -> None:
-    """Writes what `load_encoders` reads."""
+    """Writes what `load_encoders` reads; `write` as of `checkpoint.save`."""
     metadata = {"step": step, "experiment": described, "normalization": statistics(normalization)}
-    checkpoint.save(path, {"encoders": model}, metadata)
+    checkpoint.save(path, {"encoders": model}, metadata, write=write)
 
 
 def warn_of_cut_text(store: Store, tokenizer: Tokenizer) -> None:

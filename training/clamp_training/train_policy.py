@@ -35,6 +35,7 @@ from clamp_training.pretrain import (
 )
 from clamp_training.processes import ALONE, Processes, moved, share_batch_norms
 from clamp_training.render import rendered
+from clamp_training.sharding import groups, local
 from clamp_training.store import Store
 
 
@@ -205,7 +206,8 @@ class Average:
     def update(self, objective: Objective, step: int) -> None:
         """Moves the average towards the objective."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        for mean, value in zip(self.module.state_dict().values(), objective.state_dict().values(), strict=True):
+        for target, source in zip(self.module.state_dict().values(), objective.state_dict().values(), strict=True):
+            mean, value = local(target), local(source)
             if mean.is_floating_point() and mean.data_ptr() != value.data_ptr():
                 mean.lerp_(value, 1.0 - decay)
             else:
@@ -274,16 +276,21 @@ def train_policy(
     if validation is not None:
         held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian)
 
+    pretrained = copy.deepcopy(encoders) if settings.unfreeze else None
     torch.manual_seed(settings.seed)
     policy = new_policy(experiment)
     if initial is not None:
         start_from(policy, initial, settings.initial)
     share_batch_norms(policy, processes)
-    objective = Objective(policy, encoders, settings.bf16, settings.unfreeze)
-    partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
-    wrapped = processes.average_gradients(objective, partly_used)
+    objective = Objective(policy, encoders, settings.bf16, settings.unfreeze).to(processes.device)
+    unsharded = cast(Objective, processes.unsharded(objective))
     average = Average(objective, settings.ema)
-    trained = [p for p in objective.parameters() if p.requires_grad]
+    partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
+    frozen = [] if settings.unfreeze else list(objective.encoders.parameters())
+    wrapped = processes.average_gradients(objective, partly_used, frozen)
+    if processes.sharded:
+        processes.average_gradients(average.module, partly_used, frozen)
+    trained = groups([p for p in objective.parameters() if p.requires_grad])
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     described = {"config": experiment.to_dict(), "encoders": encoders_path.name if encoders_path else ""}
     if initial is not None:
@@ -303,17 +310,28 @@ def train_policy(
         record = {"step": steps, "experiment": described, "normalization": statistics(normalization)}
         if cartesian is not None:
             record["cartesian"] = cartesian.to_dict()
-        checkpoint.save(path, {"policy": exported.policy}, {**record, "seeds": store.seed_ranges()})
-        if encoders is not None and settings.unfreeze:
-            trained_too = copy.deepcopy(encoders)  # the run's own go on being trained
+        record["seeds"] = store.seed_ranges()
+        checkpoint.save(path, {"policy": exported.policy}, record, write=processes.first)
+        if pretrained is None:
+            return
+        with processes.whole(exported, unsharded) as whole:
+            if whole is None:
+                return
+            trained_too = copy.deepcopy(pretrained)  # the run's own go on being trained
             for name, module in (("image", trained_too.image), ("action", trained_too.action)):
-                module.load_state_dict(exported.encoders[name].state_dict())
+                module.load_state_dict(cast(Objective, whole).encoders[name].state_dict())
             beside = path.with_name(path.name.replace("policy", "encoders"))
             save_encoders(beside, trained_too, metadata["step"], metadata["experiment"], normalization)
 
+    def look() -> dict[str, float]:
+        with processes.whole(average.module, unsharded) as whole:
+            if held_out is None or whole is None:
+                return {}
+            return evaluate(cast(Objective, whole), held_out)
+
     def after_step(step: int) -> None:
         average.update(objective, step)
-        if processes.first and keep_every and (step + 1) % keep_every == 0:
+        if processes.saves and keep_every and (step + 1) % keep_every == 0:
             save_weights(out / KEPT / f"policy_{step + 1:08d}.safetensors", step + 1)
 
     done = Loop(
@@ -332,11 +350,11 @@ def train_policy(
         gradients=gradients,
         processes=processes,
         after_step=after_step,
-        evaluate=None if held_out is None else lambda: evaluate(average.module, held_out),
+        evaluate=None if held_out is None else look,
         save_every_s=save_every_s,
     ).run()
     final = out / "policy.safetensors"
-    if processes.first:
+    if processes.saves:
         save_weights(final, done)
     processes.wait()
     return final
