@@ -190,7 +190,8 @@ class EncoderTraining:
     (0). Small batches carry little contrastive signal, and the positions are those of the text. `text` False trains
     image and action alone (Table III). `accumulate` computes a batch in that many parts, with the loss and gradients of
     the whole (the embeddings of all parts are computed first: Gao et al. 2021, arXiv 2101.06983). `bf16` multiplies
-    matrices in bfloat16; weights, losses and coordinates stay in float32.
+    matrices in bfloat16; weights, losses and coordinates stay in float32. `compile` has torch compile the Transformer
+    blocks: a minute at the start, for runs that are long enough.
     """
 
     steps: int = 100_000
@@ -202,6 +203,7 @@ class EncoderTraining:
     text: bool = True
     accumulate: int = 1
     bf16: bool = False
+    compile: bool = False
     seed: int = 0
 
 
@@ -216,7 +218,7 @@ class PolicyTraining:
     the noise added to normalised proprioception. `initial` is the part of a pretrained policy that fine-tuning starts
     from: 'all', or the 'decoder' (Table IV). `cache` encodes every observation once, before training, and holds the
     tokens in memory; without it views are rendered and encoded in every step. `unfreeze` trains the encoders as well
-    (Table III). `accumulate` and `bf16` as in EncoderTraining; batch norms see a part at a time.
+    (Table III). `accumulate`, `bf16` and `compile` as in EncoderTraining; batch norms see a part at a time.
     """
 
     steps: int = 1_000_000
@@ -233,6 +235,7 @@ class PolicyTraining:
     unfreeze: bool = False
     accumulate: int = 1
     bf16: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

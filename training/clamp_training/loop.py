@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clamp_ros.contract.errors import ClampError, ConfigError
 from clamp_training import checkpoint
+from clamp_training.meter import Meter
 from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.progress import Progress
 from clamp_training.sharding import average_whole, clip_gradients, full
@@ -201,6 +202,7 @@ class Loop:
         after_step: called with each step that was taken.
         evaluate: scalars of the held-out data; called by every process, though the first one's answer counts alone.
         save_every_s: time between checkpoints.
+        bf16: whether matrices are multiplied in bfloat16; for the utilisation that is shown.
     """
 
     out: Path
@@ -220,6 +222,7 @@ class Loop:
     after_step: Callable[[int], None] = lambda _step: None
     evaluate: Callable[[], dict[str, float]] | None = None
     save_every_s: float = 60.0
+    bf16: bool = False
 
     def run(self) -> int:
         """Trains to the end, or to Ctrl-C; gives the steps done in all.
@@ -241,16 +244,21 @@ class Loop:
                 progress = stack.enter_context(Progress(self.out, first, self.steps, self.samples, self.description))
             stop = stack.enter_context(Interruption(self.processes))
             batches = stack.enter_context(closing(prefetched(prepared, first, self.steps)))
-            saved = time.monotonic()
+            saved, meter = time.monotonic(), Meter(self.processes.device, self.bf16)
+            timed, seconds = 0, 0.0
             for step in range(first, self.steps):
                 began = time.perf_counter()
                 parts = next(batches)
                 waited = time.perf_counter() - began
-                scalars = self._step(step, parts)
+                with meter.step(step == first):
+                    scalars = self._step(step, parts)
                 done = step + 1
                 if progress is not None:
-                    waiting = 100.0 * waited / (time.perf_counter() - began)
-                    progress.step(step, {**scalars, "loader_wait_percent": waiting})
+                    taken = time.perf_counter() - began
+                    if step > first:  # the first compiles, warms up and is counted
+                        timed, seconds = timed + 1, seconds + taken
+                    costs = {"loader_wait_percent": 100.0 * waited / taken, **meter.scalars(taken)}
+                    progress.step(step, {**scalars, **costs})
                 if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
                     held_out = self.evaluate()
                     if progress is not None:
@@ -262,6 +270,8 @@ class Loop:
                     saved = time.monotonic()
                 if stopping:
                     break
+        if timed:
+            log.info("%s: %s", self.description, meter.describe(1e3 * seconds / timed, self.samples))
         self._save(done)
         self.processes.wait()
         return done

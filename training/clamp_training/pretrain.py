@@ -27,7 +27,7 @@ from clamp_training.loop import Batch, Check, Loop, Part, cosine_warmup, rows_fo
 from clamp_training.networks.action import ActionEncoder
 from clamp_training.networks.build import scene_encoder
 from clamp_training.networks.image import ImageTokens
-from clamp_training.networks.layers import Attention, Mlp, key_mask
+from clamp_training.networks.layers import Attention, Mlp, compile_blocks, key_mask
 from clamp_training.networks.text import TextEncoder, Tokenizer
 from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.render import rendered
@@ -186,6 +186,8 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = Encoders(experiment, objects)
     unsharded = processes.unsharded(model)
+    if settings.compile:
+        compile_blocks(model)
     wrapped = processes.average_gradients(model, partly_used=False)
     trained = groups(list(model.parameters()))
     optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, betas=(0.9, settings.beta2))
@@ -239,6 +241,7 @@ def pretrain(
             model, wrapped, parts, check, processes, settings.grounding, settings.bf16
         ),
         processes=processes,
+        bf16=settings.bf16,
         evaluate=None if validation is None else look,
         save_every_s=save_every_s,
     ).run()

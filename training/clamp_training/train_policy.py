@@ -24,6 +24,7 @@ from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.action import ActionEncoder
 from clamp_training.networks.build import Policy, SceneEncoder, new_policy
 from clamp_training.networks.image import ImageTokens
+from clamp_training.networks.layers import compile_blocks
 from clamp_training.networks.policy import Context
 from clamp_training.pretrain import (
     Encoders,
@@ -285,6 +286,8 @@ def train_policy(
     objective = Objective(policy, encoders, settings.bf16, settings.unfreeze).to(processes.device)
     unsharded = cast(Objective, processes.unsharded(objective))
     average = Average(objective, settings.ema)
+    if settings.compile:
+        compile_blocks(objective)
     partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
     frozen = [] if settings.unfreeze else list(objective.encoders.parameters())
     wrapped = processes.average_gradients(objective, partly_used, frozen)
@@ -349,6 +352,7 @@ def train_policy(
         batch=lambda rng, samples: data.batch(rows_for_step(rng, data.rows, settings.batch), rng, samples),
         gradients=gradients,
         processes=processes,
+        bf16=settings.bf16,
         after_step=after_step,
         evaluate=None if held_out is None else look,
         save_every_s=save_every_s,
