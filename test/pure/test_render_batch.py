@@ -11,7 +11,7 @@ import tiny_store
 import torch
 from clamp_training import checkpoint, config, render
 from clamp_training.features import extract, new_renderer, scenes
-from clamp_training.loop import NonFiniteLossError, Part, check_finite
+from clamp_training.loop import NonFiniteLossError, Part, check_finite, prefetched
 from clamp_training.pretrain import Encoders, pretrain
 from clamp_training.render import DepthBatch, depth_batch, rendered
 from clamp_training.store import Store
@@ -123,7 +123,8 @@ def test_pretraining_is_the_same_whatever_renders(store: Store, tmp_path, image:
         tiny = experiment(
             renderer=name, image=image, encoders={"steps": 2, "accumulate": 2}, fusion={"max_points": 900}
         )
-        weights.append(load_file(pretrain(tiny, store, store, tmp_path / name)))
+        # several threads read, each with a fusion of its own
+        weights.append(load_file(pretrain(tiny, store, store, tmp_path / name, loaders=3 if image else 1)))
     assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
 
 
@@ -157,3 +158,28 @@ def test_a_loss_gone_wrong_keeps_the_depth_it_was_of(tmp_path) -> None:
     depth, rays, views = (saved[f"part_0/views.{name}"] for name in ("depth", "rays", "camera_from_world"))
     again = rendered(DepthBatch(depth, rays, views, FusionConfig()))
     assert torch.equal(again, rendered(scene)) and checkpoint.metadata(tmp_path / "nonfinite_step_1.safetensors")
+
+
+# --- batches made ahead
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_batches_come_in_order_and_no_more_than_a_few_are_made_ahead(workers: int) -> None:
+    made: list[int] = []
+
+    def make(i: int) -> int:
+        made.append(i)
+        return i
+
+    batches = prefetched(make, 3, 1000, workers)
+    assert [next(batches) for _ in range(20)] == list(range(3, 23))
+    batches.close()
+    assert sorted(made) == list(range(3, 3 + len(made))) and 20 <= len(made) <= 20 + 2 + workers
+    assert list(prefetched(make, 5, 5, workers)) == []
+
+
+def test_an_error_of_a_batch_comes_where_the_batch_would() -> None:
+    batches = prefetched(lambda i: 1 // (2 - i), 0, 10, 3)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)

@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
             "--threads", type=int, help="of torch (default: the cores, shared by this machine's processes)"
         )
         train.add_argument(
+            "--loaders", type=int, help="threads that prepare batches (default: 1, or up to 8 where a GPU trains)"
+        )
+        train.add_argument(
             "--parallel", choices=("ddp", "fsdp"), default="ddp",
             help="how the model lies on several processes: whole on each, or each a share (default %(default)s)",
         )  # fmt: skip
@@ -145,11 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--keep-every is {options.keep_every}, expected a number of steps, or 0 for none")
     if not len(store):
         raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
+    if options.loaders is not None and options.loaders < 1:
+        raise ConfigError(f"--loaders is {options.loaders}, expected at least 1")
     with joined(options.parallel) as processes:
+        loaders = options.loaders or (min(8, default_threads()) if processes.device.type == "cuda" else 1)
         if options.verb == "encoders":
             from clamp_training.pretrain import pretrain
 
-            result = pretrain(experiment, store, held_out, options.out, processes=processes)
+            result = pretrain(experiment, store, held_out, options.out, processes=processes, loaders=loaders)
         else:
             from clamp_training import checkpoint
             from clamp_training.train_policy import train_policy
@@ -158,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             initial = options.initial if options.verb == "finetune" else None
             result = train_policy(
                 experiment, store, held_out, options.encoders, options.out, initial,
-                processes=processes, normalization=given, keep_every=options.keep_every,
+                processes=processes, normalization=given, keep_every=options.keep_every, loaders=loaders,
             )  # fmt: skip
         if processes.first:
             print(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clamp_ros.contract.robot import ARMS
-from clamp_ros.fusion.pipeline import Fusion
+from clamp_ros.contract.views import FusionConfig
 from clamp_training.config import Experiment
 from clamp_training.loop import prefetched
 from clamp_training.networks.build import SceneEncoder
@@ -48,28 +49,35 @@ class ImageFeatures:
         return ImageTokens(torch.from_numpy(tokens), torch.from_numpy(valid), torch.from_numpy(index))
 
 
-def new_renderer(experiment: Experiment, device: torch.device) -> Fusion | None:
+class Renderer(threading.local):
+    """Renders rows as they are read from a store; every thread that reads has a fusion of its own."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        self.fusion = new_fusion(config)
+
+
+def new_renderer(experiment: Experiment, device: torch.device) -> Renderer | None:
     """What renders rows as they are read from a store; None if the device is to render them, a batch at a time."""
     if experiment.renderer == "torch" or (experiment.renderer == "auto" and device.type == "cuda"):
         return None
-    return new_fusion(experiment.fusion)
+    return Renderer(experiment.fusion)
 
 
 def scenes(
-    store: Store, rows: NDArray[np.int64], fusion: Fusion | None, experiment: Experiment
+    store: Store, rows: NDArray[np.int64], renderer: Renderer | None, experiment: Experiment
 ) -> torch.Tensor | DepthBatch:
     """What the experiment's image encoder reads of some rows: tiled views (B, h, w, 4), or for DP3 clouds (B, N, 3).
 
-    Without a `fusion` it is what `render.rendered` makes these of, once it is on the device.
+    Without a `renderer` it is what `render.rendered` makes these of, once it is on the device.
     """
     cloud = experiment.image.encoder == "dp3"
-    if fusion is None:
+    if renderer is None:
         grippers: list[dict[str, NDArray[np.float64]]] = [
             dict(zip(ARMS, store.grippers(int(row)), strict=True)) for row in rows
         ]
         return depth_batch([store.frames(int(row)) for row in rows], grippers, experiment.fusion, cloud)
     read = store.cloud if cloud else store.views
-    return torch.from_numpy(np.stack([read(int(row), fusion) for row in rows]))
+    return torch.from_numpy(np.stack([read(int(row), renderer.fusion) for row in rows]))
 
 
 @torch.no_grad()
@@ -77,7 +85,7 @@ def extract(
     encoder: SceneEncoder,
     experiment: Experiment,
     store: Store,
-    fusion: Fusion | None,
+    renderer: Renderer | None,
     processes: Processes = ALONE,
     batch: int = 16,
 ) -> ImageFeatures:
@@ -90,7 +98,7 @@ def extract(
     starts = range(0, len(mine), batch)
 
     def views(i: int) -> torch.Tensor | DepthBatch:
-        return scenes(store, mine[starts[i] :][:batch], fusion, experiment)
+        return scenes(store, mine[starts[i] :][:batch], renderer, experiment)
 
     prepared = prefetched(views, 0, len(starts))
     bar = tqdm(prepared, total=len(starts), desc="encoding views", unit="batch", disable=not processes.first)

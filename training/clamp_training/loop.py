@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,37 +75,18 @@ class Interruption:
         log.warning("stopping after this step; the same command goes on from here")
 
 
-def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 3) -> Generator[T, None, None]:
-    """make(first) ... make(stop - 1), each prepared by a thread while the one before is used."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
-    ended = threading.Event()
-
-    def work() -> None:
-        for i in range(first, stop):
-            try:
-                item: tuple[T | None, BaseException | None] = (make(i), None)
-            except BaseException as error:  # handed to the consumer, who raises it
-                item = (None, error)
-            while not ended.is_set():
-                try:
-                    ready.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if ended.is_set() or item[1] is not None:
-                return
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        for _ in range(first, stop):
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        ended.set()
-        thread.join()
+def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 1) -> Generator[T, None, None]:
+    """make(first) ... make(stop - 1) in this order, prepared by threads while those before are used."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for i in range(first, stop):
+                while len(ahead) < 2 + workers and i + len(ahead) < stop:
+                    ahead.append(pool.submit(make, i + len(ahead)))
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def rows_for_step(rng: np.random.Generator, count: int, batch: int) -> NDArray[np.int64]:
@@ -195,7 +176,7 @@ class Loop:
         accumulate: parts that a batch is computed in.
         learning_rate: step to learning rate.
         batch: a step's generator, and which of the whole batch's samples are wanted, to these; the generator's numbers
-            must not depend on which. Called ahead, in a thread.
+            must not depend on which. Called ahead, in threads.
         gradients: leaves the whole batch's gradients in the trained parameters, on every process; returns scalars for
             the curves.
         processes: of the run.
@@ -203,6 +184,7 @@ class Loop:
         evaluate: scalars of the held-out data; called by every process, though the first one's answer counts alone.
         save_every_s: time between checkpoints.
         bf16: whether matrices are multiplied in bfloat16; for the utilisation that is shown.
+        loaders: threads that prepare batches.
     """
 
     out: Path
@@ -223,6 +205,7 @@ class Loop:
     evaluate: Callable[[], dict[str, float]] | None = None
     save_every_s: float = 60.0
     bf16: bool = False
+    loaders: int = 1
 
     def run(self) -> int:
         """Trains to the end, or to Ctrl-C; gives the steps done in all.
@@ -243,7 +226,7 @@ class Loop:
             if self.processes.first:
                 progress = stack.enter_context(Progress(self.out, first, self.steps, self.samples, self.description))
             stop = stack.enter_context(Interruption(self.processes))
-            batches = stack.enter_context(closing(prefetched(prepared, first, self.steps)))
+            batches = stack.enter_context(closing(prefetched(prepared, first, self.steps, self.loaders)))
             saved, meter = time.monotonic(), Meter(self.processes.device, self.bf16)
             timed, seconds = 0, 0.0
             for step in range(first, self.steps):

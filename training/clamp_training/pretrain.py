@@ -171,6 +171,7 @@ def pretrain(
     normalization: Normalization | None = None,
     save_every_s: float = 60.0,
     processes: Processes = ALONE,
+    loaders: int = 1,
 ) -> Path:
     """Trains the encoders into `out/encoders.safetensors`, going on from `out/checkpoint.safetensors` if there is one.
 
@@ -195,7 +196,7 @@ def pretrain(
     tokenizer = Tokenizer(experiment.text)
     if settings.text:
         warn_of_cut_text(store, tokenizer)
-    fusion = new_renderer(experiment, processes.device)
+    renderer = new_renderer(experiment, processes.device)
     history, firsts = store.stacked("history"), first_commands(store)
 
     def batch(rng: np.random.Generator, samples: slice) -> Batch:
@@ -204,7 +205,7 @@ def pretrain(
         mine = rows[samples]
         out = {
             "rows": mine,
-            "views": scenes(store, mine, fusion, experiment),
+            "views": scenes(store, mine, renderer, experiment),
             "history": torch.from_numpy(past),
         }
         if settings.text:
@@ -242,6 +243,7 @@ def pretrain(
         ),
         processes=processes,
         bf16=settings.bf16,
+        loaders=loaders,
         evaluate=None if validation is None else look,
         save_every_s=save_every_s,
     ).run()
@@ -317,12 +319,12 @@ def embed(
     """
     model.eval()
     device = next(model.parameters()).device
-    tokenizer, fusion = Tokenizer(experiment.text), new_renderer(experiment, device)
+    tokenizer, renderer = Tokenizer(experiment.text), new_renderer(experiment, device)
     history = torch.from_numpy(normalization.history(store.stacked("history")[rows]))
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(rows), 32):
         part = rows[start : start + 32]
-        views = moved(scenes(store, part, fusion, experiment), device)
+        views = moved(scenes(store, part, renderer, experiment), device)
         tokens = model.image(rendered(views), pack=True)
         out = {
             "image": F.normalize(model.image.pooled(tokens), dim=-1),

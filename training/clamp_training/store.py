@@ -233,7 +233,6 @@ class Store:
                 self.seeds.append(row.get("seed"))
         self.rows = [(e, t) for e, data in enumerate(self.episodes) for t in range(len(data.tensors["stamps_ns"]))]
         """(episode, time) of every row."""
-        self._decompress = zstandard.ZstdDecompressor()
 
     @classmethod
     def split(cls, folders: Sequence[Path], held_out: int) -> tuple[Store, Store | None]:
@@ -264,12 +263,12 @@ class Store:
     def frames(self, row: int) -> list[DepthFrame]:
         """The depth image of each camera at a row."""
         e, t = self.rows[row]
-        data = self.episodes[e]
-        out = []
+        data, out = self.episodes[e], []
+        decompress = zstandard.ZstdDecompressor().decompress  # one serves one thread
         for c, pinhole in enumerate(data.pinholes):
             i = t * len(self.cameras) + c
             start, stop = data.tensors["depth_offsets"][i : i + 2]
-            raw = self._decompress.decompress(data.tensors["depth"][start:stop].tobytes())
+            raw = decompress(data.tensors["depth"][start:stop].tobytes())
             depth = np.frombuffer(raw, np.uint16).reshape(pinhole.height, pinhole.width)
             out.append(DepthFrame(depth, pinhole, data.tensors["world_from_camera"][t, c]))
         return out

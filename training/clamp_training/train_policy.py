@@ -62,9 +62,9 @@ class PolicyData:
         self.store = store
         self.features: ImageFeatures | None = None
         if encoders is not None:
-            self.fusion = new_renderer(experiment, processes.device)
+            self.renderer = new_renderer(experiment, processes.device)
             if experiment.training.cache:
-                self.features = extract(encoders.image, experiment, store, self.fusion, processes)
+                self.features = extract(encoders.image, experiment, store, self.renderer, processes)
         self.joints = normalization.proprio(store.stacked("joint_positions"))
         self.history = store.stacked("history")
         self.firsts = first_commands(store)
@@ -99,7 +99,7 @@ class PolicyData:
         if self.features is not None:
             out["image"] = self.features.batch(mine)
         elif self.experiment.policy.tokens != "none":
-            out["views"] = scenes(self.store, mine, self.fusion, self.experiment)
+            out["views"] = scenes(self.store, mine, self.renderer, self.experiment)
         return {
             **out,
             "rows": mine,
@@ -238,6 +238,7 @@ def train_policy(
     processes: Processes = ALONE,
     normalization: Normalization | None = None,
     keep_every: int = 0,
+    loaders: int = 1,
 ) -> Path:
     """Trains into `out/policy.safetensors`, going on from `out/checkpoint.safetensors` if there is one.
 
@@ -256,6 +257,7 @@ def train_policy(
         normalization: the statistics to scale by; by default the encoders', the initial policy's, or the store's.
         keep_every: steps between weights that are kept in the folder KEPT, to be exported and scored; 0 keeps none.
             The paper scores every 40,000 steps.
+        loaders: threads that prepare batches.
 
     Raises:
         ArtifactError, ConfigError: encoders, initial policy or checkpoint do not fit the experiment, or each other.
@@ -353,6 +355,7 @@ def train_policy(
         gradients=gradients,
         processes=processes,
         bf16=settings.bf16,
+        loaders=loaders,
         after_step=after_step,
         evaluate=None if held_out is None else look,
         save_every_s=save_every_s,
