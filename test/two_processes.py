@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
+from clamp_training import checkpoint
 from clamp_training.contrastive import SigmoidLoss
 from clamp_training.loop import NonFiniteLossError, Part, check_finite, mean_gradients, shares
+from clamp_training.networks.layers import EncoderBlock
 from clamp_training.processes import Processes, joined, share_batch_norms
+from clamp_training.sharding import average_whole, clip_gradients, groups, local
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -94,6 +97,41 @@ def stopped_by_another(processes: Processes, out: Path) -> bool:
     return False
 
 
+class Scaled(nn.Module):
+    """An objective of a block whose weights can be sharded, an embedding, and a scalar, whose weight cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block, self.scale = EncoderBlock(WIDTH, 1, 3), nn.Parameter(torch.tensor(2.0))
+        self.embed = nn.Embedding(3, WIDTH)
+
+    def forward(self, data: dict[str, Tensor]) -> Tensor:
+        return (self.scale * self.block(data["x"][:, None] + self.embed(torch.tensor([[1]])))).square().mean()
+
+
+def sharded(processes: Processes, out: Path) -> dict[str, Tensor]:
+    """What two steps of Adam make of a model in shares, the norm of its gradient, and how much of it is here."""
+    model = Scaled()
+    apart = Processes(processes.rank, processes.count, parallel="fsdp")
+    wrapped = apart.average_gradients(model, partly_used=True)
+    optimizer = torch.optim.Adam(groups(list(model.parameters())), lr=0.1)
+    norms = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        mean_gradients(wrapped, parts_of(batch()[0], processes, 6), lambda *_: None, processes)
+        if apart.sharded:
+            average_whole(model.parameters())
+            norms.append(clip_gradients(model.parameters(), 0.5))
+        else:
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+        optimizer.step()
+    here = sum(local(p).numel() for p in model.parameters()) / sum(p.numel() for p in model.parameters())
+    path = out / f"sharded_{processes.count}.safetensors"
+    checkpoint.save(path, {"m": model}, {}, optimizer, write=processes.first)
+    return {"norms": torch.stack(norms).detach(), "share": torch.tensor(here)}
+
+
 def main() -> None:
     out = Path(sys.argv[1])
     with joined() as processes:
@@ -110,8 +148,9 @@ def main() -> None:
         for accumulate in (2, 6):
             mean = averaged(processes, accumulate)
             found |= {f"mean_{accumulate}_{key}": value for key, value in mean.items()}
+        found |= {f"sharded_{key}": value for key, value in sharded(processes, out).items()}
         found["stopped"] = torch.tensor(stopped_by_another(processes, out))
-        found["any"] = torch.tensor([processes.any(processes.rank == 1), processes.any(False)])
+        found["any"] = torch.tensor(processes.any(processes.rank == 1, False))
         save_file(found, out / f"rank_{processes.rank}.safetensors")
 
 

@@ -83,30 +83,7 @@ class CloudFuser:
         """
         self.config = config
         self.threads = thread_count(threads)
-        scale = SUBVOXELS / config.voxel_m
-        low = np.floor(np.array(config.crop_min_m) * scale + 0.5).astype(np.int64)
-        high = np.floor(np.array(config.crop_max_m) * scale + 0.5).astype(np.int64)
-        first = low >> SUBVOXEL_BITS
-        origin = first << SUBVOXEL_BITS
-        size = (high >> SUBVOXEL_BITS) - first + 1
-        if size.prod() > 1 << 32 or size.max() >= 1 << 21:
-            raise ConfigError(
-                f"the crop {config.crop_min_m}..{config.crop_max_m} has {size.prod():,} voxels of {config.voxel_m} m; "
-                "at most 2^32, and 2^21 along an axis, are possible: make voxel_m larger or the crop smaller"
-            )
-        self._grid = Grid(
-            origin=origin,
-            voxels=size,
-            bricks=(size + (1 << BRICK_BITS) - 1) >> BRICK_BITS,
-            low=(low - origin).astype(np.float64),
-            high=(high - origin + 1).astype(np.float64),
-            # the smallest and the largest valid millimetre; the 1e-6 forgives that 0.001 is not a binary number
-            depth_min=float(np.ceil(config.depth_min_m * 1e3 - 1e-6)),
-            depth_max=float(np.floor(config.depth_max_m * 1e3 + 1e-6)),
-            quantum=config.voxel_m / SUBVOXELS,
-            max_points=config.max_points,
-            seeds=np.random.SeedSequence(config.seed).generate_state(2, np.uint32).astype(np.uint32),
-        )
+        self._grid = new_grid(config)
         self._buffers = memory.allocate(self.threads, self._grid, 0, 0)
 
     def fuse(self, frames: Sequence[DepthImage], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -124,14 +101,13 @@ class CloudFuser:
             ContractError: an image does not fit its intrinsics, a pose is not a finite rigid transform, or there are
                 more than MAX_PIXELS pixels.
         """
-        poses = [_checked_pose(frame) for frame in frames]
+        rays = frame_rays(frames, self.config, self._grid)
         if out is None:
             out = np.empty((self.config.max_points, 3), dtype=np.float32)
         elif out.shape != (self.config.max_points, 3) or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ContractError(f"out is {out.shape} {out.dtype}, expected ({self.config.max_points}, 3) float32")
         fuse = voxels.fuse_serial if self.threads == 1 else voxels.fuse_parallel
         images = self._load([frame.depth_mm for frame in frames])
-        rays = np.array([self._ray(f.pinhole, pose) for f, pose in zip(frames, poses, strict=True)]).reshape(-1, 4, 3)
         return out[: fuse(self.threads, images, rays, self._grid, self._buffers, out)]
 
     def _load(self, depths: Sequence[NDArray[np.uint16]]) -> NDArray[np.int64]:
@@ -152,15 +128,55 @@ class CloudFuser:
             first += depth.size
         return images
 
-    def _ray(self, pinhole: Pinhole, world_from_camera: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(4, 3): quanta per mm of depth along u, v and 1, then the camera's position, from the grid's corner."""
-        scale = SUBVOXELS / self.config.voxel_m
-        right, down, forward, position = world_from_camera[:3].T
-        along_u = right / pinhole.fx
-        along_v = down / pinhole.fy
-        centre = forward - pinhole.cx * along_u - pinhole.cy * along_v
-        per_mm = 1e-3 * scale
-        return np.stack([along_u * per_mm, along_v * per_mm, centre * per_mm, position * scale - self._grid.origin])
+
+def new_grid(config: FusionConfig) -> Grid:
+    """The grid of a configuration.
+
+    Raises:
+        ConfigError: the crop has more voxels than 32 bits can number.
+    """
+    scale = SUBVOXELS / config.voxel_m
+    low = np.floor(np.array(config.crop_min_m) * scale + 0.5).astype(np.int64)
+    high = np.floor(np.array(config.crop_max_m) * scale + 0.5).astype(np.int64)
+    first = low >> SUBVOXEL_BITS
+    origin = first << SUBVOXEL_BITS
+    size = (high >> SUBVOXEL_BITS) - first + 1
+    if size.prod() > 1 << 32 or size.max() >= 1 << 21:
+        raise ConfigError(
+            f"the crop {config.crop_min_m}..{config.crop_max_m} has {size.prod():,} voxels of {config.voxel_m} m; "
+            "at most 2^32, and 2^21 along an axis, are possible: make voxel_m larger or the crop smaller"
+        )
+    return Grid(
+        origin=origin,
+        voxels=size,
+        bricks=(size + (1 << BRICK_BITS) - 1) >> BRICK_BITS,
+        low=(low - origin).astype(np.float64),
+        high=(high - origin + 1).astype(np.float64),
+        # the smallest and the largest valid millimetre; the 1e-6 forgives that 0.001 is not a binary number
+        depth_min=float(np.ceil(config.depth_min_m * 1e3 - 1e-6)),
+        depth_max=float(np.floor(config.depth_max_m * 1e3 + 1e-6)),
+        quantum=config.voxel_m / SUBVOXELS,
+        max_points=config.max_points,
+        seeds=np.random.SeedSequence(config.seed).generate_state(2, np.uint32).astype(np.uint32),
+    )
+
+
+def frame_rays(frames: Sequence[DepthImage], config: FusionConfig, grid: Grid) -> NDArray[np.float64]:
+    """(images, 4, 3): quanta per mm of depth along u, v and 1, then the camera's position, from the grid's corner.
+
+    Raises:
+        ContractError: an image does not fit its intrinsics, or a pose is not a finite rigid transform.
+    """
+    scale = SUBVOXELS / config.voxel_m
+    per_mm = 1e-3 * scale
+    rays = np.empty((len(frames), 4, 3))
+    for ray, frame in zip(rays, frames, strict=True):
+        right, down, forward, position = _checked_pose(frame)[:3].T
+        along_u = right / frame.pinhole.fx
+        along_v = down / frame.pinhole.fy
+        centre = forward - frame.pinhole.cx * along_u - frame.pinhole.cy * along_v
+        ray[:] = along_u * per_mm, along_v * per_mm, centre * per_mm, position * scale - grid.origin
+    return rays
 
 
 def _checked_pose(frame: DepthImage) -> NDArray[np.float64]:

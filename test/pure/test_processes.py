@@ -10,9 +10,11 @@ import pytest
 import torch
 import two_processes
 from clamp_training.contrastive import SigmoidLoss
-from clamp_training.processes import ALONE, share_batch_norms
+from clamp_training.processes import ALONE, joined, share_batch_norms
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from clamp_ros.contract.errors import ConfigError
 
 pytestmark = pytest.mark.training
 
@@ -104,3 +106,23 @@ def test_a_loss_gone_wrong_in_one_process_stops_all_and_saves_every_batch(ranks)
     second = load_file(ranks[0]["folder"] / "nonfinite_step_4_process_1.safetensors")
     assert set(first) == {"m/linear.weight", "m/linear.bias", "part_0/x"}
     assert set(second) == {"part_1/x"} and second["part_1/x"][-1, 0].isnan()
+
+
+def test_a_model_in_shares_learns_what_a_whole_one_does(ranks) -> None:
+    """Gradients of several parts, their norm and its limit, the optimiser, and what is saved; a scalar is whole."""
+    folder = ranks[0]["folder"]
+    expected = two_processes.sharded(ALONE, folder)
+    assert expected["share"] == 1.0
+    for rank in ranks:
+        torch.testing.assert_close(rank["sharded_norms"], expected["norms"])
+        assert 0.3 < rank["sharded_share"] < 0.7
+    assert sum(float(rank["sharded_share"]) for rank in ranks) < 1.1  # the rest is a scalar, which each holds
+    whole, shares = (load_file(folder / f"sharded_{count}.safetensors") for count in (1, 2))
+    assert set(whole) == set(shares) and "optimizer/0/exp_avg" in whole
+    for name, value in whole.items():
+        torch.testing.assert_close(shares[name], value, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_an_unknown_way_of_sharing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="parallel is 'pipeline', expected one of 'ddp', 'fsdp'"), joined("pipeline"):
+        pass

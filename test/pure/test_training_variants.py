@@ -10,7 +10,7 @@ import pytest
 import tiny_store
 import torch
 from clamp_training import config
-from clamp_training.features import scenes
+from clamp_training.features import new_renderer, scenes
 from clamp_training.info import parameter_counts
 from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.build import new_policy, scene_encoder
@@ -18,7 +18,8 @@ from clamp_training.networks.image import ImageEncoder
 from clamp_training.networks.points import PointEncoder
 from clamp_training.networks.policy import DiffusionPolicy
 from clamp_training.pretrain import Encoders
-from clamp_training.store import Store, new_fusion
+from clamp_training.render import rendered
+from clamp_training.store import Store
 from clamp_training.train_policy import Objective, PolicyData
 
 from clamp_ros.contract.errors import ConfigError
@@ -194,7 +195,7 @@ def test_dp3_takes_the_vits_place(store: Store) -> None:
     tiny = experiment(image={"encoder": "dp3"}, fusion={"max_points": 4000}, encoders={"text": False})
     encoders = Encoders(tiny, []).eval()
     assert isinstance(encoders.image, PointEncoder)
-    clouds = scenes(store, np.arange(2), new_fusion(tiny.fusion), tiny)
+    clouds = rendered(scenes(store, np.arange(2), new_renderer(tiny, torch.device("cpu")), tiny))
     assert clouds.shape == (2, 4000, 3) and 100 < int((clouds[0] != 0.0).any(dim=1).sum()) < 4000
     embeddings, _, _, _ = encoders({"views": clouds, "history": torch.randn(2, 50, 14)})
     encoders.loss(embeddings[0], None, embeddings[1]).backward()

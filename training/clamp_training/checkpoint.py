@@ -2,7 +2,7 @@
 
 Every random number of a training step is drawn from generators seeded by (seed, step), so weights, optimiser state and
 the step number are all there is to save: a run killed and started again computes the same losses. Nothing in it tells
-of the number of processes, which may change.
+of the number of processes, or of how the model lies on them, which may change: tensors are saved whole.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
 from clamp_ros.policy.preprocess import Normalization
+from clamp_training.sharding import full, like
 
 
 def seed_torch(*key: int) -> None:
@@ -45,16 +46,26 @@ def save(
     metadata: dict[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
     tensors: dict[str, Tensor] | None = None,
+    write: bool = True,
 ) -> None:
-    """Writes modules (by name), optionally an optimiser and further tensors, and JSON metadata."""
+    """Writes modules (by name), optionally an optimiser and further tensors, and JSON metadata.
+
+    Of sharded modules the tensors are gathered: every process calls this alike, and one with `write`.
+    """
     saved = dict(tensors or {})
     for name, module in modules.items():
         saved.update({f"{name}/{key}": value for key, value in module.state_dict().items()})
     if optimizer is not None:
-        for i, state in optimizer.state_dict()["state"].items():
-            saved.update({f"optimizer/{i}/{key}": torch.as_tensor(value) for key, value in state.items()})
-    # a copy, since tensors that share memory are refused
-    copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in saved.items()}
+        for place, parameter in _places(optimizer):
+            state = optimizer.state.get(parameter, {})
+            saved.update({f"optimizer/{place}/{key}": torch.as_tensor(value) for key, value in state.items()})
+    copies = {}
+    for key, value in saved.items():
+        gathered = full(value.detach())
+        if write:  # a copy, since tensors that share memory are refused
+            copies[key] = gathered.to("cpu", copy=True).contiguous()
+    if not write:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(copies, temporary, metadata={"clamp": json.dumps(metadata)})
@@ -74,18 +85,28 @@ def load(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optim
             metadata = json.loads(file.metadata()["clamp"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         for name, module in modules.items():
-            prefix = f"{name}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            prefix, now = f"{name}/", module.state_dict()
+            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            module.load_state_dict({k: like(now[k], v) if k in now else v for k, v in found.items()})
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ArtifactError(f"checkpoint {path} cannot be loaded: {error}") from error
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                _, i, name = key.split("/")
-                state.setdefault(int(i), {})[name] = value
+        for i, (place, parameter) in enumerate(_places(optimizer)):
+            prefix = f"optimizer/{place}/"
+            found = {k.removeprefix(prefix): like(parameter, v) for k, v in tensors.items() if k.startswith(prefix)}
+            if found:
+                state[i] = found
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return metadata
+
+
+def _places(optimizer: torch.optim.Optimizer) -> list[tuple[int, nn.Parameter]]:
+    """An optimiser's parameters in its own order, each with its number among all that are trained."""
+    found: list[tuple[int, nn.Parameter]] = []
+    for group in optimizer.param_groups:
+        found += zip(group["places"], group["params"], strict=True)
+    return found
 
 
 def resume(

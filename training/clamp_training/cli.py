@@ -44,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
             "--threads", type=int, help="of torch (default: the cores, shared by this machine's processes)"
         )
         train.add_argument("--seed", type=int, help="of the run (default: the experiment's)")
+        train.add_argument(
+            "--loaders", type=int, help="threads that prepare batches (default: 1, or up to 8 where a GPU trains)"
+        )
+        train.add_argument(
+            "--parallel", choices=("ddp", "fsdp"), default="ddp",
+            help="how the model lies on several processes: whole on each, or each a share (default %(default)s)",
+        )  # fmt: skip
         if name == "encoders":
             continue
         train.add_argument(
@@ -159,11 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if not len(store):
         raise ConfigError(f"--held-out {options.held_out} leaves no episode to train on")
-    with joined() as processes:
+    if options.loaders is not None and options.loaders < 1:
+        raise ConfigError(f"--loaders is {options.loaders}, expected at least 1")
+    with joined(options.parallel) as processes:
+        loaders = options.loaders or (min(8, default_threads()) if processes.device.type == "cuda" else 1)
         if options.verb == "encoders":
             from clamp_training.pretrain import pretrain
 
-            result = pretrain(experiment, store, held_out, options.out, processes=processes)
+            result = pretrain(experiment, store, held_out, options.out, processes=processes, loaders=loaders)
         else:
             from clamp_training import checkpoint
             from clamp_training.train_policy import train_policy
@@ -172,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             initial = options.initial if options.verb == "finetune" else None
             result = train_policy(
                 experiment, store, held_out, options.encoders, options.out, initial,
-                processes=processes, normalization=given, keep_every=options.keep_every,
+                processes=processes, normalization=given, keep_every=options.keep_every, loaders=loaders,
             )  # fmt: skip
         if processes.first:
             print(result)
@@ -181,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _TORCHRUN = """\
 On several GPUs, or several processes of a CPU, the same words after `torchrun --nproc-per-node N -m clamp_training`
-are the same run: its batch is shared out, and a checkpoint can be continued with another number of processes."""
+are the same run: its batch is shared out, and a checkpoint can be continued with another number of processes, or with
+another --parallel."""
 
 
 def _add_data(train: argparse.ArgumentParser) -> None:

@@ -190,7 +190,8 @@ class EncoderTraining:
     (0). Small batches carry little contrastive signal, and the positions are those of the text. `text` False trains
     image and action alone (Table III). `accumulate` computes a batch in that many parts, with the loss and gradients of
     the whole (the embeddings of all parts are computed first: Gao et al. 2021, arXiv 2101.06983). `bf16` multiplies
-    matrices in bfloat16; weights, losses and coordinates stay in float32.
+    matrices in bfloat16; weights, losses and coordinates stay in float32. `compile` has torch compile the Transformer
+    blocks: a minute at the start, for runs that are long enough.
     """
 
     steps: int = 100_000
@@ -202,6 +203,7 @@ class EncoderTraining:
     text: bool = True
     accumulate: int = 1
     bf16: bool = False
+    compile: bool = False
     seed: int = 0
 
 
@@ -216,7 +218,7 @@ class PolicyTraining:
     the noise added to normalised proprioception. `initial` is the part of a pretrained policy that fine-tuning starts
     from: 'all', or the 'decoder' (Table IV). `cache` encodes every observation once, before training, and holds the
     tokens in memory; without it views are rendered and encoded in every step. `unfreeze` trains the encoders as well
-    (Table III). `accumulate` and `bf16` as in EncoderTraining; batch norms see a part at a time.
+    (Table III). `accumulate`, `bf16` and `compile` as in EncoderTraining; batch norms see a part at a time.
     """
 
     steps: int = 1_000_000
@@ -233,6 +235,7 @@ class PolicyTraining:
     unfreeze: bool = False
     accumulate: int = 1
     bf16: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -250,7 +253,9 @@ class Experiment:
 
     `cameras` are the physical cameras that are fused; `fusion` overrides FusionConfig's defaults. `history_fill` is the
     chance that a history which reaches back before its episode is filled with the episode's first command, as a robot's
-    that stood still before the policy was enabled, in place of the paper's zeros.
+    that stood still before the policy was enabled, in place of the paper's zeros. `renderer` says what renders the
+    views, or DP3's clouds: 'numba', row by row as the store is read; 'torch', a batch at a time on the device that
+    trains, with the same result; 'auto' is torch on a GPU and numba otherwise.
     """
 
     name: str
@@ -258,6 +263,7 @@ class Experiment:
     cameras: tuple[str, ...] = ("front_left", "back_right")
     image_rate_hz: float = 10.0
     history_fill: float = 0.5
+    renderer: str = "auto"
     fusion: FusionConfig = field(default_factory=FusionConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     action: ActionEncoderConfig = field(default_factory=ActionEncoderConfig)
@@ -279,6 +285,7 @@ class Experiment:
         views, tiles = len(self.fusion.views), self.image.tiles
         if not tiles or len(set(tiles)) != len(tiles) or not set(tiles) <= set(range(views)):
             raise ConfigError(f"image.tiles is {list(tiles)}, expected different numbers of 0 to {views - 1}")
+        _one_of("renderer", self.renderer, ("auto", "numba", "torch"))
         if not 0.0 <= self.history_fill <= 1.0:
             raise ConfigError(f"history_fill is {self.history_fill}, expected 0 to 1")
         if self.training.unfreeze and self.policy.tokens == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from clamp_ros.fusion.pipeline import Fusion
+from clamp_ros.contract.robot import ARMS
+from clamp_ros.contract.views import FusionConfig
 from clamp_training.config import Experiment
 from clamp_training.loop import prefetched
 from clamp_training.networks.build import SceneEncoder
 from clamp_training.networks.image import ImageTokens
-from clamp_training.processes import ALONE, Processes
-from clamp_training.store import Store
+from clamp_training.processes import ALONE, Processes, moved
+from clamp_training.render import DepthBatch, depth_batch, rendered
+from clamp_training.store import Store, new_fusion
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +49,35 @@ class ImageFeatures:
         return ImageTokens(torch.from_numpy(tokens), torch.from_numpy(valid), torch.from_numpy(index))
 
 
-def scenes(store: Store, rows: NDArray[np.int64], fusion: Fusion, experiment: Experiment) -> torch.Tensor:
-    """What the experiment's image encoder reads of some rows: tiled views (B, h, w, 4), or for DP3 clouds (B, N, 3)."""
-    read = store.cloud if experiment.image.encoder == "dp3" else store.views
-    return torch.from_numpy(np.stack([read(int(row), fusion) for row in rows]))
+class Renderer(threading.local):
+    """Renders rows as they are read from a store; every thread that reads has a fusion of its own."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        self.fusion = new_fusion(config)
+
+
+def new_renderer(experiment: Experiment, device: torch.device) -> Renderer | None:
+    """What renders rows as they are read from a store; None if the device is to render them, a batch at a time."""
+    if experiment.renderer == "torch" or (experiment.renderer == "auto" and device.type == "cuda"):
+        return None
+    return Renderer(experiment.fusion)
+
+
+def scenes(
+    store: Store, rows: NDArray[np.int64], renderer: Renderer | None, experiment: Experiment
+) -> torch.Tensor | DepthBatch:
+    """What the experiment's image encoder reads of some rows: tiled views (B, h, w, 4), or for DP3 clouds (B, N, 3).
+
+    Without a `renderer` it is what `render.rendered` makes these of, once it is on the device.
+    """
+    cloud = experiment.image.encoder == "dp3"
+    if renderer is None:
+        grippers: list[dict[str, NDArray[np.float64]]] = [
+            dict(zip(ARMS, store.grippers(int(row)), strict=True)) for row in rows
+        ]
+        return depth_batch([store.frames(int(row)) for row in rows], grippers, experiment.fusion, cloud)
+    read = store.cloud if cloud else store.views
+    return torch.from_numpy(np.stack([read(int(row), renderer.fusion) for row in rows]))
 
 
 @torch.no_grad()
@@ -57,7 +85,7 @@ def extract(
     encoder: SceneEncoder,
     experiment: Experiment,
     store: Store,
-    fusion: Fusion,
+    renderer: Renderer | None,
     processes: Processes = ALONE,
     batch: int = 16,
 ) -> ImageFeatures:
@@ -69,13 +97,13 @@ def extract(
     mine = np.array_split(np.arange(len(store)), processes.count)[processes.rank]
     starts = range(0, len(mine), batch)
 
-    def views(i: int) -> torch.Tensor:
-        return scenes(store, mine[starts[i] :][:batch], fusion, experiment)
+    def views(i: int) -> torch.Tensor | DepthBatch:
+        return scenes(store, mine[starts[i] :][:batch], renderer, experiment)
 
     prepared = prefetched(views, 0, len(starts))
     bar = tqdm(prepared, total=len(starts), desc="encoding views", unit="batch", disable=not processes.first)
     for data in bar:
-        image = encoder(data.to(processes.device), pack=True)
+        image = encoder(rendered(moved(data, processes.device)), pack=True)
         tokens.append(image.tokens[image.valid].to("cpu", torch.float16))
         index.append(image.index[image.valid].to("cpu", torch.int16))
         counts.append(image.valid.sum(dim=1).cpu())

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clamp_ros.contract.errors import ClampError, ConfigError
 from clamp_training import checkpoint
+from clamp_training.meter import Meter
 from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.progress import Progress
+from clamp_training.sharding import average_whole, clip_gradients, full
 
 log = logging.getLogger(__name__)
 
@@ -73,37 +75,18 @@ class Interruption:
         log.warning("stopping after this step; the same command goes on from here")
 
 
-def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 3) -> Generator[T, None, None]:
-    """make(first) ... make(stop - 1), each prepared by a thread while the one before is used."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
-    ended = threading.Event()
-
-    def work() -> None:
-        for i in range(first, stop):
-            try:
-                item: tuple[T | None, BaseException | None] = (make(i), None)
-            except BaseException as error:  # handed to the consumer, who raises it
-                item = (None, error)
-            while not ended.is_set():
-                try:
-                    ready.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if ended.is_set() or item[1] is not None:
-                return
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        for _ in range(first, stop):
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        ended.set()
-        thread.join()
+def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 1) -> Generator[T, None, None]:
+    """make(first) ... make(stop - 1) in this order, prepared by threads while those before are used."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for i in range(first, stop):
+                while len(ahead) < 2 + workers and i + len(ahead) < stop:
+                    ahead.append(pool.submit(make, i + len(ahead)))
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def rows_for_step(rng: np.random.Generator, count: int, batch: int) -> NDArray[np.int64]:
@@ -193,13 +176,15 @@ class Loop:
         accumulate: parts that a batch is computed in.
         learning_rate: step to learning rate.
         batch: a step's generator, and which of the whole batch's samples are wanted, to these; the generator's numbers
-            must not depend on which. Called ahead, in a thread.
+            must not depend on which. Called ahead, in threads.
         gradients: leaves the whole batch's gradients in the trained parameters, on every process; returns scalars for
             the curves.
         processes: of the run.
         after_step: called with each step that was taken.
-        evaluate: scalars of the held-out data; the first process alone looks.
+        evaluate: scalars of the held-out data; called by every process, though the first one's answer counts alone.
         save_every_s: time between checkpoints.
+        bf16: whether matrices are multiplied in bfloat16; for the utilisation that is shown.
+        loaders: threads that prepare batches.
     """
 
     out: Path
@@ -219,6 +204,8 @@ class Loop:
     after_step: Callable[[int], None] = lambda _step: None
     evaluate: Callable[[], dict[str, float]] | None = None
     save_every_s: float = 60.0
+    bf16: bool = False
+    loaders: int = 1
 
     def run(self) -> int:
         """Trains to the end, or to Ctrl-C; gives the steps done in all.
@@ -239,26 +226,36 @@ class Loop:
             if self.processes.first:
                 progress = stack.enter_context(Progress(self.out, first, self.steps, self.samples, self.description))
             stop = stack.enter_context(Interruption(self.processes))
-            batches = stack.enter_context(closing(prefetched(prepared, first, self.steps)))
-            saved = time.monotonic()
+            batches = stack.enter_context(closing(prefetched(prepared, first, self.steps, self.loaders)))
+            saved, meter = time.monotonic(), Meter(self.processes.device, self.bf16)
+            timed, seconds = 0, 0.0
             for step in range(first, self.steps):
                 began = time.perf_counter()
                 parts = next(batches)
                 waited = time.perf_counter() - began
-                scalars = self._step(step, parts)
+                with meter.step(step == first):
+                    scalars = self._step(step, parts)
                 done = step + 1
                 if progress is not None:
-                    waiting = 100.0 * waited / (time.perf_counter() - began)
-                    progress.step(step, {**scalars, "loader_wait_percent": waiting})
-                    if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
-                        progress.write(step, self.evaluate())
-                    if time.monotonic() - saved > self.save_every_s:
-                        self._save(done)
-                        saved = time.monotonic()
-                if self.processes.any(stop.requested):
+                    taken = time.perf_counter() - began
+                    if step > first:  # the first compiles, warms up and is counted
+                        timed, seconds = timed + 1, seconds + taken
+                    costs = {"loader_wait_percent": 100.0 * waited / taken, **meter.scalars(taken)}
+                    progress.step(step, {**scalars, **costs})
+                if self.evaluate is not None and done % max(1, self.steps // _EVALUATIONS) == 0:
+                    held_out = self.evaluate()
+                    if progress is not None:
+                        progress.write(step, held_out)
+                due = self.processes.first and time.monotonic() - saved > self.save_every_s
+                stopping, saving = self.processes.any(stop.requested, due)
+                if saving:
+                    self._save(done)
+                    saved = time.monotonic()
+                if stopping:
                     break
-        if self.processes.first:
-            self._save(done)
+        if timed:
+            log.info("%s: %s", self.description, meter.describe(1e3 * seconds / timed, self.samples))
+        self._save(done)
         self.processes.wait()
         return done
 
@@ -271,7 +268,11 @@ class Loop:
             group["lr"] = self.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         scalars = self.gradients(parts, check)
-        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+        if self.processes.sharded:
+            average_whole(self.trained.parameters())
+            norm = clip_gradients(self.trained.parameters(), 1.0)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         check(norm, "gradient's norm")
         self.optimizer.step()
         self.after_step(step)
@@ -282,7 +283,9 @@ class Loop:
         return self.out / "checkpoint.safetensors"
 
     def _save(self, done: int) -> None:
-        checkpoint.save(self._checkpoint, self.modules, {"step": done, "experiment": self.described}, self.optimizer)
+        if self.processes.saves:
+            record = {"step": done, "experiment": self.described}
+            checkpoint.save(self._checkpoint, self.modules, record, self.optimizer, write=self.processes.first)
 
 
 def check_finite(
@@ -303,8 +306,12 @@ def check_finite(
         return
     name = f"nonfinite_step_{step}" + ("" if processes.first else f"_process_{processes.rank}")
     batch = {f"part_{part.index}/{key}": x for part in parts for key, x in checkpoint.flat(part.batch).items()}
-    saved = modules if processes.first else {}  # the weights are the same everywhere
-    checkpoint.save(folder / f"{name}.safetensors", saved, {"step": step}, tensors=batch)
+    weights: dict[str, Tensor] = {}
+    if processes.saves:
+        for key, module in modules.items():
+            weights |= {f"{key}/{k}": full(v.detach()) for k, v in module.state_dict().items()}
+    saved = weights if processes.first else {}  # the weights are the same everywhere
+    checkpoint.save(folder / f"{name}.safetensors", {}, {"step": step}, tensors={**saved, **batch})
     raise NonFiniteLossError(
         f"the {what} is {value.item()} at step {step}; the weights and the batch are in {folder / name}.safetensors"
     )

@@ -7,7 +7,7 @@ import logging
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,15 +22,17 @@ from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import Experiment
 from clamp_training.contrastive import SigmoidLoss, blockwise, recall
-from clamp_training.features import scenes
+from clamp_training.features import new_renderer, scenes
 from clamp_training.loop import Batch, Check, Loop, Part, cosine_warmup, rows_for_step
 from clamp_training.networks.action import ActionEncoder
 from clamp_training.networks.build import scene_encoder
 from clamp_training.networks.image import ImageTokens
-from clamp_training.networks.layers import Attention, Mlp, key_mask
+from clamp_training.networks.layers import Attention, Mlp, compile_blocks, key_mask
 from clamp_training.networks.text import TextEncoder, Tokenizer
 from clamp_training.processes import ALONE, Processes, moved
-from clamp_training.store import Store, new_fusion
+from clamp_training.render import rendered
+from clamp_training.sharding import groups
+from clamp_training.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ class Encoders(nn.Module):
 
     def forward(self, data: Batch) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """A batch's embeddings (image, text where it is trained, action), log t, b, and the grounding loss."""
-        image = self.image(data["views"], pack=True)
+        image = self.image(rendered(data["views"]), pack=True)
         embeddings = [self.image.pooled(image), self.action.pooled(self.action(data["history"]))]
         if self.text is not None:
             embeddings.insert(1, self.text(data["text"]))
@@ -169,6 +171,7 @@ def pretrain(
     normalization: Normalization | None = None,
     save_every_s: float = 60.0,
     processes: Processes = ALONE,
+    loaders: int = 1,
 ) -> Path:
     """Trains the encoders into `out/encoders.safetensors`, going on from `out/checkpoint.safetensors` if there is one.
 
@@ -183,13 +186,17 @@ def pretrain(
     objects = sorted({name for data in store.episodes for name in data.objects})
     torch.manual_seed(settings.seed)
     model = Encoders(experiment, objects)
+    unsharded = processes.unsharded(model)
+    if settings.compile:
+        compile_blocks(model)
     wrapped = processes.average_gradients(model, partly_used=False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, settings.beta2))
+    trained = groups(list(model.parameters()))
+    optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, betas=(0.9, settings.beta2))
     described = {"config": experiment.to_dict(), "objects": objects}
     tokenizer = Tokenizer(experiment.text)
     if settings.text:
         warn_of_cut_text(store, tokenizer)
-    fusion = new_fusion(experiment.fusion)
+    renderer = new_renderer(experiment, processes.device)
     history, firsts = store.stacked("history"), first_commands(store)
 
     def batch(rng: np.random.Generator, samples: slice) -> Batch:
@@ -198,7 +205,7 @@ def pretrain(
         mine = rows[samples]
         out = {
             "rows": mine,
-            "views": scenes(store, mine, fusion, experiment),
+            "views": scenes(store, mine, renderer, experiment),
             "history": torch.from_numpy(past),
         }
         if settings.text:
@@ -209,6 +216,12 @@ def pretrain(
             # of the whole batch, so that parts with few objects weigh no more than those with many
             out["coordinates"] = float((~np.isnan(positions)).sum()) * len(mine) / len(rows)
         return out
+
+    def look() -> dict[str, float]:
+        with processes.whole(model, unsharded) as whole:
+            if validation is None or whole is None:
+                return {}
+            return evaluate(cast(Encoders, whole), experiment, validation, normalization)
 
     done = Loop(
         out=out,
@@ -229,22 +242,24 @@ def pretrain(
             model, wrapped, parts, check, processes, settings.grounding, settings.bf16
         ),
         processes=processes,
-        evaluate=None if validation is None else lambda: evaluate(model, experiment, validation, normalization),
+        bf16=settings.bf16,
+        loaders=loaders,
+        evaluate=None if validation is None else look,
         save_every_s=save_every_s,
     ).run()
     final = out / "encoders.safetensors"
-    if processes.first:
-        save_encoders(final, model, done, described, normalization)
+    if processes.saves:
+        save_encoders(final, model, done, described, normalization, processes.first)
     processes.wait()
     return final
 
 
 def save_encoders(
-    path: Path, model: Encoders, step: int, described: dict[str, Any], normalization: Normalization
+    path: Path, model: Encoders, step: int, described: dict[str, Any], normalization: Normalization, write: bool = True
 ) -> None:
-    """Writes what `load_encoders` reads."""
+    """Writes what `load_encoders` reads; `write` as of `checkpoint.save`."""
     metadata = {"step": step, "experiment": described, "normalization": statistics(normalization)}
-    checkpoint.save(path, {"encoders": model}, metadata)
+    checkpoint.save(path, {"encoders": model}, metadata, write=write)
 
 
 def warn_of_cut_text(store: Store, tokenizer: Tokenizer) -> None:
@@ -304,13 +319,13 @@ def embed(
     """
     model.eval()
     device = next(model.parameters()).device
-    tokenizer, fusion = Tokenizer(experiment.text), new_fusion(experiment.fusion)
+    tokenizer, renderer = Tokenizer(experiment.text), new_renderer(experiment, device)
     history = torch.from_numpy(normalization.history(store.stacked("history")[rows]))
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(rows), 32):
         part = rows[start : start + 32]
-        views = scenes(store, part, fusion, experiment).to(device)
-        tokens = model.image(views, pack=True)
+        views = moved(scenes(store, part, renderer, experiment), device)
+        tokens = model.image(rendered(views), pack=True)
         out = {
             "image": F.normalize(model.image.pooled(tokens), dim=-1),
             "action": F.normalize(model.action.pooled(model.action(history[start : start + 32].to(device))), dim=-1),

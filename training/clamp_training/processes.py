@@ -1,15 +1,17 @@
 """The processes of one run: started by `torchrun` there are many, otherwise one; the code that trains is the same.
 
-Each process holds the whole model, takes its share of every batch, and averages gradients with the others
-(DistributedDataParallel). The first process alone writes: checkpoints, curves, progress. Nothing that a training run
-computes may depend on how many there are; what does so by nature (batch norm) is computed over all of them.
+Each process takes its share of every batch, and averages gradients with the others. It holds the whole model ('ddp',
+DistributedDataParallel) or, where that is too large, a share of it ('fsdp', see `sharding`). The first process alone
+writes: checkpoints, curves, progress. Nothing that a training run computes may depend on how many there are; what does
+so by nature (batch norm) is computed over all of them.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
@@ -21,18 +23,31 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from clamp_ros.contract.errors import ConfigError
+from clamp_training.sharding import full, shard
 
+PARALLEL = ("ddp", "fsdp")
 _TIMEOUT = timedelta(minutes=30)
 """The others wait this long for one that encodes a store or looks at held-out data."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of `count` processes this is, and the device it computes on."""
+    """Which of `count` processes this is, the device it computes on, and how the model lies on them (PARALLEL)."""
 
     rank: int = 0
     count: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    parallel: str = "ddp"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a share of the model alone."""
+        return self.count > 1 and self.parallel == "fsdp"
+
+    @property
+    def saves(self) -> bool:
+        """Whether this process takes part in saving: the first writes; from all the others shares are gathered."""
+        return self.first or self.sharded
 
     @property
     def first(self) -> bool:
@@ -46,26 +61,50 @@ class Processes:
             distributed.all_reduce(value)
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in some process."""
-        return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0) if self.count > 1 else flag
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set in some process."""
+        if self.count == 1:
+            return list(flags)
+        return (self.total(torch.tensor(flags, dtype=torch.float32, device=self.device)) > 0).tolist()
 
     def wait(self) -> None:
         """Returns once every process has come here."""
         self.any(False)
 
-    def average_gradients(self, module: nn.Module, partly_used: bool) -> nn.Module:
-        """The module, with its gradients averaged over the processes during every backward pass.
+    def average_gradients(self, module: nn.Module, partly_used: bool, whole: Iterable[nn.Parameter] = ()) -> nn.Module:
+        """The module, with its gradients averaged over the processes during every backward pass; sharded in place.
 
-        `partly_used` says that a backward pass may leave parameters without a gradient.
+        `partly_used` says that a backward pass may leave parameters without a gradient; `whole` are not to be sharded.
         """
         module.to(self.device)
         if self.count == 1:
+            return module
+        if self.sharded:
+            shard(module, self.device, whole)
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(
             module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=partly_used
         )
+
+    def unsharded(self, module: nn.Module) -> nn.Module:
+        """What `whole` needs, made before a module is sharded: a copy on the first process's CPU."""
+        return copy.deepcopy(module).cpu() if self.sharded and self.first else module
+
+    @contextmanager
+    def whole(self, module: nn.Module, unsharded: nn.Module) -> Iterator[nn.Module | None]:
+        """The module with all of its weights, on the first process; None on the others, which must come here too."""
+        if not self.sharded:
+            yield module if self.first else None
+            return
+        state = {key: full(value) for key, value in module.state_dict().items()}
+        if not self.first:
+            del state
+            yield None
+            return
+        unsharded.load_state_dict(state)
+        yield unsharded.to(self.device)
+        unsharded.cpu()
 
     def gather_rows(self, mine: Tensor) -> Tensor:
         """Every process's rows (N_i, ...) of one dtype and width, concatenated in the order of the processes."""
@@ -87,12 +126,14 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def joined(parallel: str = "ddp") -> Iterator[Processes]:
     """The processes that `torchrun` started this one with, joined for the duration; `ALONE` but for its GPU otherwise.
 
     Raises:
-        ConfigError: there are more processes on this machine than GPUs.
+        ConfigError: there are more processes on this machine than GPUs, or `parallel` is unknown.
     """
+    if parallel not in PARALLEL:
+        raise ConfigError(f"parallel is {parallel!r}, expected one of {', '.join(map(repr, PARALLEL))}")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
@@ -105,13 +146,13 @@ def joined() -> Iterator[Processes]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if count == 1:
-        yield Processes(device=device)
+        yield Processes(device=device, parallel=parallel)
         return
     if rank:
         logging.getLogger().setLevel(logging.ERROR)  # what the first process says is true of all
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
-        yield Processes(rank, count, device)
+        yield Processes(rank, count, device, parallel)
     finally:
         distributed.destroy_process_group()
 

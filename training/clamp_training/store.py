@@ -269,7 +269,6 @@ class Store:
                 self.seeds.append(row.get("seed"))
         self.rows = [(e, t) for e, data in enumerate(self.episodes) for t in range(len(data.tensors["stamps_ns"]))]
         """(episode, time) of every row."""
-        self._decompress = zstandard.ZstdDecompressor()
 
     @classmethod
     def split(cls, folders: Sequence[Path], held_out: int) -> tuple[Store, Store | None]:
@@ -308,19 +307,23 @@ class Store:
         if "depth" not in data.tensors:
             raise RecordError(f"{self.bags[e]} has no depth: only policy.tokens 'none' trains without")
         out = []
+        decompress = zstandard.ZstdDecompressor().decompress  # one serves one thread
         for c, pinhole in enumerate(data.pinholes):
             i = t * len(self.cameras) + c
             start, stop = data.tensors["depth_offsets"][i : i + 2]
-            raw = self._decompress.decompress(data.tensors["depth"][start:stop].tobytes())
+            raw = decompress(data.tensors["depth"][start:stop].tobytes())
             depth = np.frombuffer(raw, np.uint16).reshape(pinhole.height, pinhole.width)
             out.append(DepthFrame(depth, pinhole, data.tensors["world_from_camera"][t, c]))
         return out
 
     def views(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
         """Tiled float32 (the paper's: (224, 1120, 4)): the views the fusion node would publish at a row."""
+        return fusion.views(self.frames(row), dict(zip(ARMS, self.grippers(row), strict=True)))
+
+    def grippers(self, row: int) -> NDArray[np.float64]:
+        """(2, 4, 4) poses of the grippers in the world at a row, in the order of ARMS."""
         e, t = self.rows[row]
-        grippers = self.episodes[e].tensors["world_from_gripper"][t]
-        return fusion.views(self.frames(row), dict(zip(ARMS, grippers, strict=True)))
+        return self.episodes[e].tensors["world_from_gripper"][t]
 
     def cloud(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
         """(max_points, 3) float32: the cloud that the views are rendered from, padded with points at the origin."""

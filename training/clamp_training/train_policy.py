@@ -18,12 +18,13 @@ from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.config import DiffusionConfig, Experiment
-from clamp_training.features import ImageFeatures, extract, scenes
+from clamp_training.features import ImageFeatures, extract, new_renderer, scenes
 from clamp_training.loop import Check, Loop, Part, cosine_warmup, mean_gradients, rows_for_step
 from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.action import ActionEncoder
 from clamp_training.networks.build import Policy, SceneEncoder, new_policy
 from clamp_training.networks.image import ImageTokens
+from clamp_training.networks.layers import compile_blocks
 from clamp_training.networks.policy import Context
 from clamp_training.pretrain import (
     Encoders,
@@ -34,7 +35,9 @@ from clamp_training.pretrain import (
     statistics,
 )
 from clamp_training.processes import ALONE, Processes, moved, share_batch_norms
-from clamp_training.store import Store, new_fusion
+from clamp_training.render import rendered
+from clamp_training.sharding import groups, local
+from clamp_training.store import Store
 
 
 class PolicyData:
@@ -59,9 +62,9 @@ class PolicyData:
         self.store = store
         self.features: ImageFeatures | None = None
         if encoders is not None:
-            self.fusion = new_fusion(experiment.fusion)
+            self.renderer = new_renderer(experiment, processes.device)
             if experiment.training.cache:
-                self.features = extract(encoders.image, experiment, store, self.fusion, processes)
+                self.features = extract(encoders.image, experiment, store, self.renderer, processes)
         self.joints = normalization.proprio(store.stacked("joint_positions"))
         self.history = store.stacked("history")
         self.firsts = first_commands(store)
@@ -96,7 +99,7 @@ class PolicyData:
         if self.features is not None:
             out["image"] = self.features.batch(mine)
         elif self.experiment.policy.tokens != "none":
-            out["views"] = scenes(self.store, mine, self.fusion, self.experiment)
+            out["views"] = scenes(self.store, mine, self.renderer, self.experiment)
         return {
             **out,
             "rows": mine,
@@ -172,7 +175,7 @@ class Objective(nn.Module):
         action_encoder = cast(ActionEncoder, self.encoders["action"])
         with torch.set_grad_enabled(self.unfreeze and torch.is_grad_enabled()):
             history = action_encoder(data["history"])
-            image: ImageTokens = data["image"] if "image" in data else image_encoder(data["views"], pack=True)
+            image: ImageTokens = data["image"] if "image" in data else image_encoder(rendered(data["views"]), pack=True)
             if self.policy.config.tokens == "pooled":
                 return pooled_tokens(image_encoder.pooled(image)), action_encoder.pooled(history)[:, None]
             return image, history
@@ -204,7 +207,8 @@ class Average:
     def update(self, objective: Objective, step: int) -> None:
         """Moves the average towards the objective."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        for mean, value in zip(self.module.state_dict().values(), objective.state_dict().values(), strict=True):
+        for target, source in zip(self.module.state_dict().values(), objective.state_dict().values(), strict=True):
+            mean, value = local(target), local(source)
             if mean.is_floating_point() and mean.data_ptr() != value.data_ptr():
                 mean.lerp_(value, 1.0 - decay)
             else:
@@ -234,6 +238,7 @@ def train_policy(
     processes: Processes = ALONE,
     normalization: Normalization | None = None,
     keep_every: int = 0,
+    loaders: int = 1,
 ) -> Path:
     """Trains into `out/policy.safetensors`, going on from `out/checkpoint.safetensors` if there is one.
 
@@ -252,6 +257,7 @@ def train_policy(
         normalization: the statistics to scale by; by default the encoders', the initial policy's, or the store's.
         keep_every: steps between weights that are kept in the folder KEPT, to be exported and scored; 0 keeps none.
             The paper scores every 40,000 steps.
+        loaders: threads that prepare batches.
 
     Raises:
         ArtifactError, ConfigError: encoders, initial policy or checkpoint do not fit the experiment, or each other.
@@ -273,16 +279,23 @@ def train_policy(
     if validation is not None:
         held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian)
 
+    pretrained = copy.deepcopy(encoders) if settings.unfreeze else None
     torch.manual_seed(settings.seed)
     policy = new_policy(experiment)
     if initial is not None:
         start_from(policy, initial, settings.initial)
     share_batch_norms(policy, processes)
-    objective = Objective(policy, encoders, settings.bf16, settings.unfreeze)
-    partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
-    wrapped = processes.average_gradients(objective, partly_used)
+    objective = Objective(policy, encoders, settings.bf16, settings.unfreeze).to(processes.device)
+    unsharded = cast(Objective, processes.unsharded(objective))
     average = Average(objective, settings.ema)
-    trained = [p for p in objective.parameters() if p.requires_grad]
+    if settings.compile:
+        compile_blocks(objective)
+    partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
+    frozen = [] if settings.unfreeze else list(objective.encoders.parameters())
+    wrapped = processes.average_gradients(objective, partly_used, frozen)
+    if processes.sharded:
+        processes.average_gradients(average.module, partly_used, frozen)
+    trained = groups([p for p in objective.parameters() if p.requires_grad])
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     described = {"config": experiment.to_dict(), "encoders": encoders_path.name if encoders_path else ""}
     if initial is not None:
@@ -302,17 +315,28 @@ def train_policy(
         record = {"step": steps, "experiment": described, "normalization": statistics(normalization)}
         if cartesian is not None:
             record["cartesian"] = cartesian.to_dict()
-        checkpoint.save(path, {"policy": exported.policy}, {**record, "seeds": store.seed_ranges()})
-        if encoders is not None and settings.unfreeze:
-            trained_too = copy.deepcopy(encoders)  # the run's own go on being trained
+        record["seeds"] = store.seed_ranges()
+        checkpoint.save(path, {"policy": exported.policy}, record, write=processes.first)
+        if pretrained is None:
+            return
+        with processes.whole(exported, unsharded) as whole:
+            if whole is None:
+                return
+            trained_too = copy.deepcopy(pretrained)  # the run's own go on being trained
             for name, module in (("image", trained_too.image), ("action", trained_too.action)):
-                module.load_state_dict(exported.encoders[name].state_dict())
+                module.load_state_dict(cast(Objective, whole).encoders[name].state_dict())
             beside = path.with_name(path.name.replace("policy", "encoders"))
             save_encoders(beside, trained_too, metadata["step"], metadata["experiment"], normalization)
 
+    def look() -> dict[str, float]:
+        with processes.whole(average.module, unsharded) as whole:
+            if held_out is None or whole is None:
+                return {}
+            return evaluate(cast(Objective, whole), held_out)
+
     def after_step(step: int) -> None:
         average.update(objective, step)
-        if processes.first and keep_every and (step + 1) % keep_every == 0:
+        if processes.saves and keep_every and (step + 1) % keep_every == 0:
             save_weights(out / KEPT / f"policy_{step + 1:08d}.safetensors", step + 1)
 
     done = Loop(
@@ -330,12 +354,14 @@ def train_policy(
         batch=lambda rng, samples: data.batch(rows_for_step(rng, data.rows, settings.batch), rng, samples),
         gradients=gradients,
         processes=processes,
+        bf16=settings.bf16,
+        loaders=loaders,
         after_step=after_step,
-        evaluate=None if held_out is None else lambda: evaluate(average.module, held_out),
+        evaluate=None if held_out is None else look,
         save_every_s=save_every_s,
     ).run()
     final = out / "policy.safetensors"
-    if processes.first:
+    if processes.saves:
         save_weights(final, done)
     processes.wait()
     return final

@@ -150,6 +150,16 @@ class DecoderBlock(nn.Module):
         return x + self.dropout(self.mlp(self.norm_mlp(x)))
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Has torch compile a network's Transformer blocks, when they first run; blocks of one kind share their code.
+
+    Sizes stay open, since the number of patches changes from batch to batch. Copies of the module are not compiled.
+    """
+    for block in module.modules():
+        if isinstance(block, EncoderBlock | DecoderBlock):
+            block.compile(dynamic=True)
+
+
 class AttentionPool(nn.Module):
     """Multi-head attention pooling, MAP (Lee et al. 2019, as in big_vision): one learnt query, then a residual MLP."""
 

@@ -86,7 +86,20 @@ class ChunkPolicy(nn.Module):
         proprio: Tensor,
         further: Tensor | None = None,
     ) -> Context:
-        """Encodes an observation once.
+        """An observation, encoded once, as the decoder's keys and values; see `latents`."""
+        x, seen = self.latents(image, history, rgb, proprio, further)
+        cached = [cast(DecoderBlock, block).cross_attention.keys_values(x) for block in self.decoder]
+        return Context(torch.stack([k for k, _ in cached]), torch.stack([v for _, v in cached]), seen)
+
+    def latents(
+        self,
+        image: ImageTokens | None,
+        history: Tensor | None,
+        rgb: Mapping[str, Tensor],
+        proprio: Tensor,
+        further: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The encoder's latents (B, S, D) of an observation, and which of them are valid (B, S).
 
         Args:
             image: CLAMP image tokens, or None to pretrain the policy without them.
@@ -114,9 +127,7 @@ class ChunkPolicy(nn.Module):
         mask = key_mask(seen)
         for block in self.encoder:
             x = block(x, mask=mask)
-        x = self.encoder_norm(x)
-        cached = [cast(DecoderBlock, block).cross_attention.keys_values(x) for block in self.decoder]
-        return Context(torch.stack([k for k, _ in cached]), torch.stack([v for _, v in cached]), seen)
+        return self.encoder_norm(x), seen
 
     def decoded(self, x: Tensor, context: Context) -> Tensor:
         """(B, 50, D) tokens, one an action, to (B, 50, A)."""
