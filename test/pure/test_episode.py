@@ -346,6 +346,17 @@ class TestAudit:
         assert not report.ok
         assert any(expected in f for f in report.problems), report.text()
 
+    def test_a_recorder_that_was_late_has_lost_nothing(self, tmp_path, monkeypatch):
+        """Messages that came in bursts of 100 ms: their own stamps tell that all are there."""
+        writer = EpisodeWriter(tmp_path / "bag", METADATA)
+        write, burst_ns = writer.write, 5 * CONTROL_PERIOD_NS
+        monkeypatch.setattr(writer, "write", lambda t, m, stamp, cdr: write(t, m, -(-stamp // burst_ns) * burst_ns, cdr))
+        write_episode(writer)
+        report = audit(writer.close("success"))
+        assert report.ok, report.text()
+        rates = {t.name: (t.rate_hz, t.gaps) for t in report.topics}
+        assert rates[JOINT_COMMANDS.name] == (pytest.approx(50.0), 0)
+
     def test_wrong_joint_names_are_found(self, tmp_path):
         writer = EpisodeWriter(tmp_path / "bag", METADATA)
         write_episode(writer)
