@@ -415,8 +415,13 @@ class PolicyNode(LifecycleNode):
             self._health.gauge(f"late {source}", sync.late[source])
         silence_s = time.monotonic() - self._observed_s
         if self._active and self._enabled and silence_s > _SILENCE_S:
-            causes = [fault for fault in self._cameras.values() if fault] or [f"nothing complete on {VIEWS.name}"]
+            causes = [fault for fault in self._cameras.values() if fault] or [self._no_views()]
             self._health.fault("no_observation", f"no observation for {silence_s:.0f} s: {'; '.join(causes)}")
+
+    def _no_views(self) -> str:
+        if self.count_publishers(VIEWS.name) == 0:
+            return f"nobody publishes {VIEWS.name}: fusion_node does not run, or is still compiling its kernels"
+        return f"nothing complete on {VIEWS.name}"
 
 
 def main() -> int:

@@ -350,7 +350,11 @@ class TestAudit:
         """Messages that came in bursts of 100 ms: their own stamps tell that all are there."""
         writer = EpisodeWriter(tmp_path / "bag", METADATA)
         write, burst_ns = writer.write, 5 * CONTROL_PERIOD_NS
-        monkeypatch.setattr(writer, "write", lambda t, m, stamp, cdr: write(t, m, -(-stamp // burst_ns) * burst_ns, cdr))
+
+        def late(topic: str, message_type: str, stamp_ns: int, cdr: memoryview) -> bool:
+            return write(topic, message_type, -(-stamp_ns // burst_ns) * burst_ns, cdr)
+
+        monkeypatch.setattr(writer, "write", late)
         write_episode(writer)
         report = audit(writer.close("success"))
         assert report.ok, report.text()
