@@ -17,16 +17,17 @@ from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
 from clamp_ros.contract.errors import RecordError
-from clamp_ros.contract.interfaces import RECORD_DISCARD, RECORD_KEEP, RECORD_START, RECORD_STOP, Topic
+from clamp_ros.contract.interfaces import RECORD_DISCARD, RECORD_KEEP, RECORD_START, RECORD_STOP, Qos, Topic
 from clamp_ros.record.disk import write_speed
 from clamp_ros.record.recording import Look, Recorder
 from clamp_ros.record.settings import RecorderConfig
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, interface_type, qos_profile, run_node, serve
+from clamp_ros.ros.run import SMALL_DEPTH, Health, interface_type, qos_profile, run_node, serve
 
 _WATCH_S = 1.0
-_DEPTH = 10
-"""Messages of a topic that wait for this node: unlike others it wants every command and image, not the newest."""
+_IMAGES = 10
+"""Images of a topic that wait for this node: unlike others it wants every one, not the newest. Of the small ones
+`SMALL_DEPTH` wait."""
 _COUNTERS = ("episodes", "messages", "dropped")
 
 
@@ -46,7 +47,7 @@ class RecorderNode(Node):
         self._warned: dict[str, str] = {}
         for topic in self.recorder.topics:
             profile = qos_profile(topic.qos)
-            profile.depth = max(profile.depth, _DEPTH)
+            profile.depth = _IMAGES if topic.qos is Qos.IMAGE else SMALL_DEPTH
             kind = interface_type(topic.type)
             self.create_subscription(kind, topic.name, self._receiver(topic), profile, raw=True)
         serve(self, RECORD_START, self._on_start)

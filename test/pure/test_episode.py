@@ -292,7 +292,7 @@ def test_a_damaged_chunk_is_an_error_that_names_it(tmp_path):
     data = bytearray(file.read_bytes())
     data[5000] ^= 0xFF
     file.write_bytes(data)
-    with Episode.open(bag) as episode, pytest.raises(RecordError, match=r"chunk 0 .* is damaged"):
+    with Episode.open(bag) as episode, pytest.raises(RecordError, match=r"chunk .* is damaged"):
         _ = episode.joint_states
     file.write_bytes(data[:-100])
     with pytest.raises(RecordError, match="damaged or was not finished"):
