@@ -240,6 +240,21 @@ def test_a_randomised_scene_is_told_at_every_reset(ros: Any) -> None:
     assert json.loads(cell.heard[TASK_STATE.name][-1].data)["randomised"]["camera"] == 1.0
 
 
+def test_it_says_when_nobody_tells_the_arms_where_to_be_any_more(ros: Any) -> None:
+    cell = Cell(ros)
+    cell.step(12)
+    cell.commands.publish(joint_state_message(REST_POSE, cell.node._now_ns))
+    cell.until(lambda: cell.node._commands._due_ns > 0, "the command")
+    cell.step(10)
+    assert "no joint commands" not in cell.node._health.status().message
+    cell.step(2)
+    assert "no joint commands for 0.2 s, the arms hold" in cell.node._health.status().message
+    cell.commands.publish(joint_state_message(REST_POSE, cell.node._now_ns))
+    cell.until(lambda: cell.node._commands._due_ns == cell.node._now_ns, "the command after the silence")
+    cell.step()
+    assert "no joint commands" not in cell.node._health.status().message
+
+
 def test_the_clock_waits_for_the_command_that_is_due_while_commands_flow(ros: Any) -> None:
     cell = Cell(ros, command_wait_s=1.0)
     cell.commands.publish(joint_state_message(REST_POSE, cell.time_ns))
