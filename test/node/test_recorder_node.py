@@ -284,14 +284,6 @@ def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_pa
         process.send_signal(signal.SIGCONT)
         # what the transport had no room for is sent again, a few seconds later
         assert all(publisher.wait_for_all_acked(Duration(seconds=30.0)) for publisher in (commands, states))
-        said.clear()
-
-        def idle() -> bool:
-            """A second in which it took nothing but its own words."""
-            taken = [int(row["messages"]) for row in said[-2:]]
-            return len(taken) == 2 and taken[1] - taken[0] <= 2 and taken[1] > len(sent)
-
-        ros.spin_until(idle, 30.0, "the recorder to have taken everything")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     (bag,) = tmp_path.iterdir()
