@@ -58,7 +58,7 @@ from clamp_ros.ros.convert import (
 )
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, sender_profile, serve, subscribe
 from clamp_ros.ros.worker import NewestWorker
 
 _FUTURE_TOLERANCE_NS = 5 * CONTROL_PERIOD_NS
@@ -124,7 +124,7 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy_node", **options)
         self._config = declare(self, PolicyConfig, settable=("seed",))
         self._health = Health(self)
-        qos = qos_profile(ACTION_CHUNK.qos)
+        qos = sender_profile(ACTION_CHUNK.qos)
         self._publisher = self.create_lifecycle_publisher(JointTrajectory, ACTION_CHUNK.name, qos)
         self._announcer = advertise(self, OBSERVATION)
         self._enabled = self._config.enabled
