@@ -4,7 +4,8 @@
     python test/fault_matrix.py --times 1 --group robot --only bus
     python test/fault_matrix.py --list
 
-The table is printed, and written to --out as Markdown and JSON. Exit code 1 if arms did not hold, a goal jumped, nobody
+The table is printed, and written to --out as Markdown and JSON. The same command goes on where an interrupted one
+stopped: all faults once, then all of them again. Exit code 1 if arms did not hold, a goal jumped, nobody
 said why, or the system did not come back. Times are measured, not judged.
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 from clamp_ros.bringup.session import own_domain
 
 GROUPS = ("sim", "start", "robot")
+RESULTS = "outcomes.jsonl"
 
 
 def main() -> int:
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--patient", action="store_true", help="the drivers' deadlines of a busy machine")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a good recording (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("data/faults"), help="folder for the table (%(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="forget the outcomes that are in --out already")
     parser.add_argument("--work", type=Path, help="folder for logs, which stay, and recordings, which are used again")
     parser.add_argument("--list", action="store_true", help="name the faults and end")
     args = parser.parse_args()
@@ -52,34 +55,48 @@ def main() -> int:
         print(sum(map(len, chosen.values())), "faults")
         return 0
 
+    if args.fresh:
+        (args.out / RESULTS).unlink(missing_ok=True)
+    results = matrix.Results(args.out / RESULTS)
+
+    def rows() -> list[matrix.Row]:
+        shown = [
+            (group, start_faults.shown(fault) if group == "start" else fault)
+            for group, faults in chosen.items() for fault in faults
+        ]  # fmt: skip
+        return [
+            matrix.Row(group, fault, done) for group, fault in shown if (done := results.of(group, fault.name))
+        ]  # fmt: skip
+
     def tell(text: str) -> None:
         print(f"{time.monotonic() - started_s:6.0f} s  {text}", flush=True)
-        _write(args.out, matrix, rows)
+        _write(args.out, matrix, rows())
 
     started_s = time.monotonic()
-    rows: list[matrix.Row] = []
+    names = {group: [fault.name for fault in faults] for group, faults in chosen.items()}
+    left = [group for group in groups if next(results.missing(group, names[group], args.times), None) is not None]
     with own_domain(), tempfile.TemporaryDirectory(prefix="faults-") as folder:
         scratch = args.work or Path(folder)
         recordings = scratch / "recordings"
         recorder = subprocess.Popen(
             [sys.executable, Path(__file__).parent / "faults/recordings.py", recordings, str(args.seconds)]
-        ) if {"start", "robot"} & set(groups) and not recordings.exists() else None
-        for group, faults in chosen.items():
-            if not faults:
-                continue
+        ) if {"start", "robot"} & set(left) and not recordings.exists() else None
+        for group in left:
+            faults = chosen[group]
             if group != "sim" and recorder is not None and recorder.wait() != 0:
                 return 1
             if group == "start":
-                start_faults.run(scratch / "start", recordings, faults, args.times, tell, rows)
+                start_faults.run(scratch / "start", recordings, faults, args.times, tell, results)
                 continue
             options = {"robot": True, "patient": args.patient, "recordings": recordings} if group == "robot" else {}
             with running(scratch / group, **{"robot": False, **options}) as stack:
                 tell(f"{group}: the system runs")
-                matrix.run(stack, group, faults, args.times, tell, rows)
-    print(matrix.markdown(rows))
-    wrong = [row for row in rows if row.wrong]
+                matrix.run(stack, group, faults, args.times, tell, results)
+    table = rows()
+    print(matrix.markdown(table))
+    wrong = [row for row in table if row.wrong]
     load = os.getloadavg()[0]
-    print(f"{len(rows)} faults, each {args.times} times; {len(wrong)} with something wrong; load {load:.1f}")
+    print(f"{len(table)} faults, each {args.times} times; {len(wrong)} with something wrong; load {load:.1f}")
     return 1 if wrong else 0
 
 

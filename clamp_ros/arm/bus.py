@@ -29,6 +29,9 @@ _WRITE_S = 0.05
 _LATE_READS = 8
 _PATIENCE_S = 0.2
 _QUIET_S = 0.002
+_LATEST_S = 0.15
+"""An answer that is later than this is not one any more."""
+_SETTLE_S = 0.6
 _DRAIN_S = 0.010
 
 
@@ -234,11 +237,15 @@ class Bus:
             ArmError: the port is gone.
         """
         model = self.models[motor]
-        found, result = self._repeat(lambda: self._ping(motor), motor)
+        found, result, twice = self._ask_alone(motor)
+        garbled = result == COMM_RX_CORRUPT
+        if twice or garbled:  # late answers to earlier questions look the same
+            self._settle()
+            found, result, twice = self._ask_alone(motor)
         if result != COMM_SUCCESS:
-            garbled = " in order; do two motors share the id?" if result == COMM_RX_CORRUPT else ""
-            return f"motor {motor} ({model.name}) does not answer{garbled}"
-        if self._port.drain():
+            shared = " in order; do two motors share the id?" if garbled or result == COMM_RX_CORRUPT else ""
+            return f"motor {motor} ({model.name}) does not answer{shared}"
+        if twice:
             return f"motor {motor} answers twice: two motors share the id; set one to its own"
         for other in also:
             if found == other.number:
@@ -246,6 +253,20 @@ class Bus:
         if found != model.number:
             return f"motor {motor} has model number {found}, expected {model.number} ({model.name})"
         return None
+
+    def _ask_alone(self, motor: int) -> tuple[int, int, bool]:
+        """Pings a motor; also tells whether more came than the answer."""
+        found, result = self._repeat(lambda: self._ping(motor), motor)
+        return found, result, result == COMM_SUCCESS and self._drain() > 0
+
+    def _settle(self) -> None:
+        """Throws away what arrives until the line has been silent for longer than an answer can be late."""
+        now_s = time.monotonic()
+        deadline_s, heard_s = now_s + _SETTLE_S, now_s
+        while now_s < min(deadline_s, heard_s + _LATEST_S):
+            drained = self._drain()  # waits for a moment, where there is nothing
+            now_s = time.monotonic()
+            heard_s = now_s if drained else heard_s
 
     def silent(self) -> list[int]:
         """Ids of the motors that do not answer a ping now."""
@@ -431,11 +452,14 @@ class Bus:
             self.traffic.corrupt += result == COMM_RX_CORRUPT
             if motor is not None:
                 self.traffic.lost_by_id[motor] = self.traffic.lost_by_id.get(motor, 0) + 1
-            try:
-                self._port.drain()
-            except OSError as failure:
-                raise ArmError(f"{self.device} is gone: {failure}; check the USB cable") from None
+            self._drain()
         return value, result, error
+
+    def _drain(self) -> int:
+        try:
+            return self._port.drain()
+        except OSError as failure:
+            raise ArmError(f"{self.device} is gone: {failure}; check the USB cable") from None
 
 
 def _state(data: bytes, error: int) -> MotorState:

@@ -182,7 +182,7 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
     if values["record"] == "true":
         nodes.append(_recorder(values, files, {**clock, "cameras": cameras, "operator": manifest.name}))
     _check_sections(files, nodes)
-    return tuple(nodes)
+    return _watched(nodes)
 
 
 def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
@@ -208,7 +208,7 @@ def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
         told = {"cameras": cameras, "operator": values["operator"], "task": values["task"]}
         nodes.append(_recorder(values, files, {**clock, **told}))
     _check_sections(files, nodes)
-    return tuple(nodes)
+    return _watched(nodes)
 
 
 def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
@@ -248,7 +248,7 @@ def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
         _recorder(values, files, {**clock, "cameras": cameras}),
     )
     _check_sections(files, nodes)
-    return nodes
+    return _watched(nodes)
 
 
 GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tuple[Node, ...]]]] = {
@@ -267,6 +267,18 @@ def _control(values: Mapping[str, str], files: tuple[Path, ...], parameters: Map
         "control_node", "clamp_ros.control.control_node", files=(*safety_files, *files), takes_stop=True,
         parameters={**parameters, **required},
     )  # fmt: skip
+
+
+def _watched(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Has the control node say when it hears nothing of another node; the arms' driver says so of the control node."""
+    others = [node.name for node in nodes if node.name != "control_node"]
+
+    def told(node: Node) -> Node:
+        required = node.parameters.get("alive.required", [])
+        watched = [name for name in others if name not in required]
+        return replace(node, parameters={**node.parameters, "alive.watched": watched})
+
+    return tuple(told(node) if node.name == "control_node" else node for node in nodes)
 
 
 def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:

@@ -21,7 +21,7 @@ from clamp_ros.calibration.clouds import clouds
 from clamp_ros.calibration.problem import Estimate, Matrix
 from clamp_ros.calibration.session import Shot
 from clamp_ros.calibration.solve import Solution, distance
-from clamp_ros.geometry.transforms import apply
+from clamp_ros.geometry.transforms import apply, axis_angle
 
 NEAR_M = 0.01
 """Points further apart do not belong together: the board has placed the cameras better than that."""
@@ -32,6 +32,9 @@ _MIN_RELIEF = 0.02
 _MIN_GAIN = 0.1
 _MAX_LOSS_PX = 0.15
 _MAX_MOVE_MM = 8.0
+_MAX_SCALE = 0.002
+"""At a metre 2 mm, which a camera would be moved by."""
+_SCALE_STEPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,9 @@ def _refine_one(
     moved, turned = distance(pose, cameras[name])
     loss = _rms_px(solution, {**cameras, name: pose}) - _rms_px(solution, cameras)
     what = f"clouds nearer by {gain:.0%}, moved {moved:.2f} mm {turned:.3f} deg, corners {loss:+.2f} px"
+    scale = _depth_scale(open3d, source, target, np.asarray(after.transformation), pose[:3, 3])
+    if abs(scale - 1.0) > _MAX_SCALE:
+        return None, f"not used, its depth is off by {1.0 / scale - 1.0:+.1%} against the others': mend that; {what}"
     if gain < _MIN_GAIN:
         return None, f"not used, it does not help: {what}"
     if loss > _MAX_LOSS_PX or moved > _MAX_MOVE_MM:
@@ -122,6 +128,37 @@ def _plane_rms(source: Any, target: Any, result: Any) -> float:
     moved = apply(np.asarray(result.transformation), np.asarray(source.points)[pairs[:, 0]])
     offsets = moved - np.asarray(target.points)[pairs[:, 1]]
     return float(np.sqrt(np.mean(np.sum(offsets * np.asarray(target.normals)[pairs[:, 1]], axis=1) ** 2))) + 1e-9
+
+
+def _depth_scale(open3d: Any, source: Any, target: Any, moved: Matrix, center: NDArray[np.float64]) -> float:
+    """By how much a camera's depth has to be multiplied to fit the others', its pose free: 1 where they agree.
+
+    A wrong scale and a shift along the axis look alike at one distance only; the scene has many. Point-to-plane least
+    squares over six movements and the scale about the camera, linearised, with new partners every time.
+
+    Args:
+        open3d: the module.
+        source: the camera's cloud.
+        target: the others'.
+        moved: (4, 4) where registration has brought the source.
+        center: (3,) where the camera then is, m.
+    """
+    registration = open3d.pipelines.registration
+    transform, total = moved.copy(), 1.0
+    for _ in range(_SCALE_STEPS):
+        pairs = np.asarray(registration.evaluate_registration(source, target, NEAR_M, transform).correspondence_set)
+        points = apply(transform, np.asarray(source.points)[pairs[:, 0]]) - center
+        normals = np.asarray(target.normals)[pairs[:, 1]]
+        gaps = np.sum((np.asarray(target.points)[pairs[:, 1]] - center - points) * normals, axis=1)
+        columns = np.column_stack([np.cross(points, normals), normals, np.sum(points * normals, axis=1)])
+        near = np.abs(gaps) <= 2.5 * (1.4826 * np.median(np.abs(gaps)) + 1e-5)
+        step = np.linalg.lstsq(columns[near], gaps[near], rcond=None)[0]
+        change = np.eye(4)
+        angle = float(np.linalg.norm(step[:3]))
+        change[:3, :3] = (1.0 + step[6]) * axis_angle(step[:3] / max(angle, 1e-12), angle)
+        change[:3, 3] = center - change[:3, :3] @ center + step[3:6]
+        transform, center, total = change @ transform, center + step[3:6], total * (1.0 + step[6])
+    return total
 
 
 def _rms_px(solution: Solution, cameras: Mapping[str, Matrix]) -> float:

@@ -17,7 +17,10 @@ CAMERAS = ("front_left", "back_right", "wrist_left", "wrist_right")
 
 
 class Qos(Enum):
-    """Quality-of-service profiles; `clamp_ros.ros.run.qos_profile` turns them into rclpy's."""
+    """Quality-of-service profiles; `clamp_ros.ros.run.qos_profile` turns them into rclpy's.
+
+    The depths are readers'. Senders of small messages keep more (`SMALL_DEPTH`), for a reader that wants every one.
+    """
 
     IMAGE = "reliable, volatile, depth 2: large messages within a host (best effort loses them)"
     STATE = "reliable, volatile, depth 50: small periodic messages of which none should be lost"

@@ -1,4 +1,4 @@
-"""Which nodes have died: each sends its health once a second, whatever else it does."""
+"""Which nodes have died or hang: each sends its health once a second, whatever else it does."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from clamp_ros.contract.config import check, param
 
 @dataclass(frozen=True)
 class AliveConfig:
-    """Nodes whose death is an emergency."""
+    """Nodes whose silence matters."""
 
     required: tuple[str, ...] = param((), "nodes whose silence on /diagnostics is an emergency stop, once heard")
+    watched: tuple[str, ...] = param((), "further nodes whose silence is said, and nothing more")
     silence_s: float = param(
-        5.0, "how long a required node may be silent; a service may keep it busy", unit="s",
+        5.0, "how long such a node may be silent; a service may keep it busy", unit="s",
         minimum=2.0, maximum=60.0,
     )  # fmt: skip
 
@@ -22,20 +23,31 @@ class AliveConfig:
 
 
 class Heartbeats:
-    """When each required node was last heard. A node that was never heard has not started yet."""
+    """When each node that matters was last heard. A node that was never heard has not started yet."""
 
     def __init__(self, config: AliveConfig | None = None) -> None:
         self._config = config or AliveConfig()
         self._heard_s: dict[str, float] = {}
 
     def beat(self, name: str, now_s: float) -> None:
-        """A node was heard; others than the required ones do not matter."""
-        if name in self._config.required:
+        """A node was heard; others than the required and the watched ones do not matter."""
+        if name in self._config.required or name in self._config.watched:
             self._heard_s[name] = now_s
 
     def dead(self, now_s: float) -> str:
-        """Who has been silent for too long, in words, or empty."""
-        limit_s = self._config.silence_s
-        ages = {name: now_s - heard_s for name, heard_s in self._heard_s.items()}
-        silent = [f"{name} has been silent for {age_s:.1f} s" for name, age_s in ages.items() if age_s > limit_s]
-        return f"{', '.join(silent)}, limit {limit_s:.1f} s" if silent else ""
+        """Which required nodes have been silent for too long, in words, or empty."""
+        silent = [f"{name} has been silent for {age_s:.1f} s" for name, age_s in self._silent(now_s, required=True)]
+        return f"{', '.join(silent)}, limit {self._config.silence_s:.1f} s" if silent else ""
+
+    def hung(self, now_s: float) -> str:
+        """Which watched nodes have been silent for too long, in words that stay the same meanwhile, or empty."""
+        silent = [name for name, _ in self._silent(now_s, required=False)]
+        over = f"for over {self._config.silence_s:.1f} s: dead, hung, or starved"
+        return f"nothing heard of {', '.join(silent)} {over}" if silent else ""
+
+    def _silent(self, now_s: float, *, required: bool) -> list[tuple[str, float]]:
+        ages = [(name, now_s - heard_s) for name, heard_s in self._heard_s.items()]
+        return [
+            (name, age_s) for name, age_s in ages
+            if age_s > self._config.silence_s and (name in self._config.required) is required
+        ]  # fmt: skip

@@ -126,7 +126,8 @@ class ControlNode(Node):
         subscribe(self, REPLAY_TARGETS, lambda message: self._on_target("replay", message))
         subscribe(self, JOINT_STATES, self._on_joints)
         subscribe(self, ARMS_STATUS, self._on_arms)
-        if self._config.alive.required:
+        self._hung = ""
+        if self._config.alive.required or self._config.alive.watched:
             subscribe(self, DIAGNOSTICS, self._on_diagnostics)
             self.create_timer(0.25, self._mind_deaths, clock=Clock(clock_type=ClockType.STEADY_TIME))
         serve(self, CONTROL_ENABLE, self._on_enable)
@@ -223,9 +224,15 @@ class ControlNode(Node):
             self._heartbeats.beat(status.name, time.monotonic())
 
     def _mind_deaths(self) -> None:
-        dead = self._heartbeats.dead(time.monotonic())
+        now_s = time.monotonic()
+        dead, hung = self._heartbeats.dead(now_s), self._heartbeats.hung(now_s)
         if dead and not self._gate.stopped:
             self.stop(f"emergency stop: {dead}")
+        if hung != self._hung:
+            self._hung = hung
+            self._health.hold("hung", hung or None)
+            log = self.get_logger()
+            log.warning(hung) if hung else log.info("every node is heard again")
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         if not self._enabled or self._gate.stopped or self._sources.selected != "policy":

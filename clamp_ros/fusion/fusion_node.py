@@ -9,6 +9,7 @@ are dropped and counted.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
+from rclpy.logging import get_logger
 from rclpy.node import Node
 
 from clamp_ros.camera.sync import FrameSynchronizer
@@ -56,6 +58,9 @@ from clamp_ros.ros.worker import NewestWorker
 
 SILENCE_S = 2.0
 """Without views for this long, the node reports a warning that lasts."""
+_SLOW_START_S = 3.0
+"""Kernels that were compiled before are loaded in less."""
+_COMPILING = "compiling the kernels, once after they were installed or changed; no views for a minute or two"
 
 
 @dataclass(frozen=True)
@@ -288,7 +293,12 @@ def _manifest(config: FusionNodeConfig) -> Manifest | None:
 
 def _make() -> FusionNode:
     # Before there is a node: while messages arrive, compiling takes several times as long, and they are lost anyway.
-    Fusion(FusionConfig()).warm_up()
+    telling = threading.Timer(_SLOW_START_S, lambda: get_logger("fusion_node").warning(_COMPILING))
+    telling.start()
+    try:
+        Fusion(FusionConfig()).warm_up()
+    finally:
+        telling.cancel()
     return FusionNode()
 
 

@@ -60,7 +60,7 @@ from clamp_ros.ros.convert import (
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.lifecycle import ManagedNode
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, qos_profile, run_node, sender_profile, serve, subscribe
 from clamp_ros.ros.worker import NewestWorker
 
 _FUTURE_TOLERANCE_NS = 5 * CONTROL_PERIOD_NS
@@ -109,7 +109,7 @@ class PolicyNode(ManagedNode):
         super().__init__("policy_node", **options)
         self._config = declare(self, PolicyConfig, settable=("seed",))
         self.health = Health(self)
-        qos = qos_profile(ACTION_CHUNK.qos)
+        qos = sender_profile(ACTION_CHUNK.qos)
         self._publisher = self.create_lifecycle_publisher(JointTrajectory, ACTION_CHUNK.name, qos)
         self._announcer = advertise(self, OBSERVATION)
         self._enabled = self._config.enabled
@@ -371,8 +371,13 @@ class PolicyNode(ManagedNode):
             self.health.gauge(f"late {source}", sync.late[source])
         silence_s = time.monotonic() - self._observed_s
         if self._active and self._enabled and silence_s > _SILENCE_S:
-            causes = [fault for fault in self._cameras.values() if fault] or [f"nothing complete on {VIEWS.name}"]
+            causes = [fault for fault in self._cameras.values() if fault] or [self._no_views()]
             self.health.fault("no_observation", f"no observation for {silence_s:.0f} s: {'; '.join(causes)}")
+
+    def _no_views(self) -> str:
+        if self.count_publishers(VIEWS.name) == 0:
+            return f"nobody publishes {VIEWS.name}: fusion_node does not run, or is still compiling its kernels"
+        return f"nothing complete on {VIEWS.name}"
 
 
 def main() -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clamp_ros.contract.errors import RecordError, TransformError
 from clamp_ros.contract.interfaces import (
@@ -27,6 +29,8 @@ MAX_GAP_PERIODS = 3.0
 """A gap longer than this many of the topic's own median periods is a fault."""
 _MANY_SENDERS = (TASK_STATE.name, DIAGNOSTICS.name)
 """Topics without one steady rate: of as many nodes as there are, or told when something happens."""
+STAMPED = ("Image", "CompressedImage", "CameraInfo", "JointState", "JointTrajectory", "PointCloud2", "Header")
+"""Types that begin with a header: their own stamps tell of the sender's gaps, whatever the way to the bag adds."""
 _LIMIT_SLACK = 0.02
 """Measured joints may overshoot their limits by this much, rad or m, before it counts as a fault of the units."""
 
@@ -119,7 +123,7 @@ def _audit(episode: Episode) -> Report:
 
 
 def _topic_report(episode: Episode, name: str, problems: list[str]) -> TopicReport:
-    info, stamps = episode.topics[name], episode.stamps_ns(name)
+    info, stamps = episode.topics[name], _stamps_ns(episode, name)
     periods = 1e-9 * np.diff(stamps)
     if periods.size == 0:
         return TopicReport(name, info.type, info.count, 0.0, 0.0, 0)
@@ -131,6 +135,17 @@ def _topic_report(episode: Episode, name: str, problems: list[str]) -> TopicRepo
         problems.append(f"{name} has {gaps} gaps, the longest {1e3 * periods.max():.0f} ms, {at:.2f} s from its start")
     rate = 1.0 / median if median > 0 else 0.0
     return TopicReport(name, info.type, info.count, rate, float(periods.max()), gaps)
+
+
+def _stamps_ns(episode: Episode, name: str) -> NDArray[np.int64]:
+    """(N,) increasing times of a topic: its messages' own, or the bag's where they have none."""
+    if episode.topics[name].type.rpartition("/")[2] not in STAMPED:
+        return episode.stamps_ns(name)
+    stamps = []
+    for _, cdr in episode.messages(name):
+        with contextlib.suppress(RecordError):  # too few bytes: told where the topic's messages are decoded
+            stamps.append(messages.header_stamp_ns(cdr))
+    return np.sort(np.array(stamps, dtype=np.int64))
 
 
 def _audit_joints(episode: Episode, topic: str, problems: list[str]) -> None:

@@ -25,7 +25,7 @@ from clamp_ros.contract.interfaces import (
     depth_compressed_topic,
     depth_topic,
 )
-from clamp_ros.record.audit import MAX_GAP_PERIODS
+from clamp_ros.record.audit import MAX_GAP_PERIODS, STAMPED
 from clamp_ros.record.messages import header_stamp_ns
 
 _LOST_PERIODS = 1.5
@@ -36,8 +36,6 @@ _ENOUGH = 8
 _MIN_JOINTS_HZ = 45.0
 _MAX_LOST = 0.01
 _SILENT_S = 0.5
-_STAMPED = ("Image", "CompressedImage", "CameraInfo", "JointState", "JointTrajectory", "PointCloud2", "Header")
-"""Types that begin with a header: their own stamps tell of the sender's gaps, whatever the way here adds."""
 
 _JUDGED = {JOINT_STATES.name, JOINT_COMMANDS.name} | {
     name(camera)
@@ -76,7 +74,7 @@ class _Track:
     """What is kept of one topic."""
 
     def __init__(self, topic: Topic) -> None:
-        self.stamped = topic.type.rpartition("/")[2] in _STAMPED
+        self.stamped = topic.type.rpartition("/")[2] in STAMPED
         self.judged = topic.name in _JUDGED
         self.count = self.bytes = self.gaps = self.lost = self.dropped = self.backwards = 0
         self.longest_ns = 0

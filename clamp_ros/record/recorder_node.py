@@ -14,19 +14,21 @@ from typing import Any
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from std_srvs.srv import SetBool, Trigger
 
 from clamp_ros.contract.errors import RecordError
-from clamp_ros.contract.interfaces import RECORD_DISCARD, RECORD_KEEP, RECORD_START, RECORD_STOP, Topic
+from clamp_ros.contract.interfaces import RECORD_DISCARD, RECORD_KEEP, RECORD_START, RECORD_STOP, Qos, Topic
 from clamp_ros.record.disk import write_speed
 from clamp_ros.record.recording import Look, Recorder
 from clamp_ros.record.settings import RecorderConfig
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, interface_type, qos_profile, run_node, serve
+from clamp_ros.ros.run import SMALL_DEPTH, Health, interface_type, qos_profile, run_node, serve
 
 _WATCH_S = 1.0
-_DEPTH = 10
-"""Messages of a topic that wait for this node: unlike others it wants every command and image, not the newest."""
+_IMAGES = 10
+"""Images of a topic that wait for this node: unlike others it wants every one, not the newest. Of the small ones
+`SMALL_DEPTH` wait."""
 _COUNTERS = ("episodes", "messages", "dropped")
 
 
@@ -44,11 +46,14 @@ class RecorderNode(Node):
             self._health.count(counter, 0)
         self._reported = dict.fromkeys(_COUNTERS, 0)
         self._warned: dict[str, str] = {}
+        self._waiting: list[tuple[Subscription, Callable[[bytes], None], int]] = []
         for topic in self.recorder.topics:
             profile = qos_profile(topic.qos)
-            profile.depth = max(profile.depth, _DEPTH)
+            profile.depth = _IMAGES if topic.qos is Qos.IMAGE else SMALL_DEPTH
             kind = interface_type(topic.type)
-            self.create_subscription(kind, topic.name, self._receiver(topic), profile, raw=True)
+            receive = self._receiver(topic)
+            subscription = self.create_subscription(kind, topic.name, receive, profile, raw=True)
+            self._waiting.append((subscription, receive, profile.depth))
         serve(self, RECORD_START, self._on_start)
         serve(self, RECORD_STOP, self._on_stop)
         serve(self, RECORD_DISCARD, self._on_discard)
@@ -75,6 +80,16 @@ class RecorderNode(Node):
                 self._watch()
 
         return receive
+
+    def _take_waiting(self) -> None:
+        """Takes what has come and waits: after a time in which this node was starved, that is seconds of an episode."""
+        for subscription, receive, depth in self._waiting:
+            with subscription.handle:
+                for _ in range(depth):
+                    taken = subscription.handle.take_message(subscription.msg_type, True)
+                    if taken is None:
+                        break
+                    receive(taken[0])
 
     def _start(self) -> Path:
         path = self.recorder.start(self.get_clock().now().nanoseconds)
@@ -116,6 +131,7 @@ class RecorderNode(Node):
 
     def _on_stop(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         outcome = "success" if request.data else "failure"
+        self._take_waiting()
         return self._answer(response, lambda: self._ended(self.recorder.stop(outcome)))
 
     def _on_discard(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -134,6 +150,7 @@ class RecorderNode(Node):
 
     def close(self) -> None:
         """Finishes the bag in progress, with outcome unknown; `run_node` calls it before the node is destroyed."""
+        self._take_waiting()
         path = self.recorder.recording
         self.recorder.close()
         if path is not None:

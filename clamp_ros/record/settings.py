@@ -53,7 +53,7 @@ class RecorderConfig:
     calibration: tuple[str, ...] = param((), "configuration files to keep in the metadata, such as config/cameras.yaml")
     compression: str = param("lz4", "of the bag's chunks", choices=tuple(COMPRESSIONS))
     queue_mb: int = param(512, "what may wait in memory for the disk", unit="MB", minimum=16, maximum=65536)
-    flush_s: float = param(1.0, "at most this much is lost in a crash", unit="s", minimum=0.1, maximum=60.0)
+    flush_s: float = param(0.5, "at most this much is lost in a crash", unit="s", minimum=0.1, maximum=60.0)
     min_free_gb: float = param(1.0, "refuse to start, and stop, with less disk space", unit="GB", minimum=0.0)
     keep_s: float = param(
         0.0, f"how much is held in memory between episodes, for {RECORD_KEEP.name}; 0 keeps nothing", unit="s",

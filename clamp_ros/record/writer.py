@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 import threading
@@ -215,7 +216,9 @@ class EpisodeWriter:
         try:
             self._writer.start(profile="ros2", library=f"clamp_ros {self.metadata.software_version}")
             self._writer.add_metadata(EPISODE_RECORD, self.metadata.to_custom_data())
-            flushed = time.monotonic()
+            self._writer.flush()
+            empty_bytes = self._file.tell()
+            flushed = -math.inf  # the first message is written at once: a bag that is killed soon is not an empty one
             while True:
                 with self._state:
                     while not self._queue and not self._closing:
@@ -233,7 +236,7 @@ class EpisodeWriter:
                 if self._flush_s is not None and time.monotonic() - flushed >= self._flush_s:
                     self._writer.flush()
                     self.file_bytes = self._file.tell()
-                    flushed = time.monotonic()
+                    flushed = time.monotonic() if self.file_bytes > empty_bytes else flushed
         except Exception as error:  # whatever it is, the caller's thread raises it
             self._close_file()
             with self._state:

@@ -53,10 +53,13 @@ _PROFILES: dict[Qos, tuple[ReliabilityPolicy, DurabilityPolicy, int]] = {
     Qos.TF: (ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE, 100),
     Qos.TF_STATIC: (ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL, 100),
 }
+_SMALL = (Qos.STATE, Qos.COMMAND, Qos.TF)
+SMALL_DEPTH = 500
+"""Small messages that wait at their sender, and in the recorder, for a reader that is kept from running: seconds."""
 
 
 def qos_profile(qos: Qos) -> QoSProfile:
-    """rclpy's profile for one of the table's."""
+    """rclpy's profile of a reader for one of the table's."""
     reliability, durability, depth = _PROFILES[qos]
     return QoSProfile(
         reliability=reliability, durability=durability, history=HistoryPolicy.KEEP_LAST, depth=depth
@@ -71,9 +74,20 @@ def interface_type(name: str) -> Any:
     return getattr(importlib.import_module(f"{package}.{kind}"), cls)
 
 
+def sender_profile(qos: Qos) -> QoSProfile:
+    """rclpy's profile of a sender: it forgets nothing small that a reader has not had yet.
+
+    How much of it a reader takes in is the reader's own depth: a control loop's, of 1, finds the newest alone.
+    """
+    profile = qos_profile(qos)
+    if qos in _SMALL:
+        profile.depth = SMALL_DEPTH
+    return profile
+
+
 def advertise(node: Node, topic: Topic) -> Publisher:
     """A publisher with the table's name, type and quality of service."""
-    return node.create_publisher(interface_type(topic.type), topic.name, qos_profile(topic.qos))
+    return node.create_publisher(interface_type(topic.type), topic.name, sender_profile(topic.qos))
 
 
 def subscribe(node: Node, topic: Topic, callback: Callable[[Any], None], **options: Any) -> Subscription:

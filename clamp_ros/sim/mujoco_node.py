@@ -95,6 +95,12 @@ class Commands:
                 self._changed.wait_for(lambda: self._due_ns >= now_ns, wait_s)
             return self._target, flowing and self._due_ns < now_ns
 
+    def silent_s(self, now_ns: int) -> float:
+        """How long ago the newest target was due, in simulated seconds, if that is too long; else 0."""
+        with self._changed:
+            silent_ns = now_ns - self._due_ns if self._due_ns > 0 else 0
+        return silent_ns / 1e9 if silent_ns > _FLOWING_NS else 0.0
+
     def clear(self) -> None:
         """A new episode: the arms are at rest, and stay there until they are told otherwise."""
         with self._changed:
@@ -160,6 +166,7 @@ class MujocoNode(Node):
         self._config.camera_configs()  # contradictions are told before anything starts
         self._health = Health(self)
         self._commands = Commands()
+        self._silent = False
         allowed_ns = round(1e9 * (self._config.image_latency_s + self._config.policy_latency_s))
         self._views, self._chunk = Work(allowed_ns), Work(allowed_ns)
         self._requests: queue.SimpleQueue[tuple[Callable[[Simulation], str], Future[str]]] = queue.SimpleQueue()
@@ -295,9 +302,19 @@ class MujocoNode(Node):
         target, late = self._commands.get(simulation.stamp_ns, wait_s)
         if late:
             self._health.count("late_commands")
+        self._mind_silence(simulation.stamp_ns)
         simulation.step(target)
         simulation.pacer.ticked(time.monotonic())
         self._publish(simulation)
+
+    def _mind_silence(self, now_ns: int) -> None:
+        """Says when nobody tells the arms where to be any more: nothing else hears of a control node that hangs."""
+        silent_s = self._commands.silent_s(now_ns)
+        text = f"no joint commands for {silent_s:.1f} s, the arms hold; does control_node hang?" if silent_s else None
+        if text is not None and not self._silent:
+            self.get_logger().warning(text)
+        self._silent = text is not None
+        self._health.hold("commands", text)
 
     def _policy_is_done(self, now_ns: int) -> bool:
         """Waits for what is being made of pictures; false if a request came meanwhile, which has to be served first."""

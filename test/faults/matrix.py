@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -259,24 +260,59 @@ def _short(text: str, length: int = 110) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+class Results:
+    """Every outcome so far, a line of JSON each, so that the same command goes on where an interrupted one stopped."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what there is at `path`."""
+        self._path = path
+        self._rows: dict[tuple[str, str], list[Outcome]] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            entry = json.loads(line)
+            values = entry["outcome"]
+            values["lost"] = None if values["lost"] is None else tuple(values["lost"])
+            self.of(entry["group"], entry["fault"]).append(Outcome(**values))
+
+    def of(self, group: str, fault: str) -> list[Outcome]:
+        """The outcomes of a fault."""
+        return self._rows.setdefault((group, fault), [])
+
+    def add(self, group: str, fault: str, outcome: Outcome) -> None:
+        """Keeps one more."""
+        self.of(group, fault).append(outcome)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"group": group, "fault": fault, "outcome": asdict(outcome)}) + "\n")
+
+    def missing(self, group: str, names: Iterable[str], times: int) -> Iterator[str]:
+        """Names to be played, in rounds of all: what is interrupted has seen as many faults as it could."""
+        names = list(names)
+        for n in range(1, times + 1):
+            yield from (name for name in names if len(self.of(group, name)) < n)
+
+
 def run(
-    stack: Stack, group: str, faults: Sequence[Fault], times: int, tell: Callable[[str], None], rows: list[Row]
+    stack: Stack, group: str, faults: Sequence[Fault], times: int, tell: Callable[[str], None], results: Results
 ) -> None:
-    """Plays each fault `times` times, adding to `rows`; a system that ends or does not come back is started anew."""
-    for fault in faults:
-        row = Row(group, fault, [])
-        for _ in range(times):
-            try:
-                row.outcomes.append(play(stack, fault))
-            except ClampError as error:
-                row.outcomes.append(Outcome(wrong=[f"not played: {str(error).splitlines()[0]}"]))
-                stack.stop()
-                stack.start()
-        rows.append(row)
-        cells = row.cells()
-        held = cells["held after ms, median (max)"]
-        wrong = f"; WRONG: {cells['wrong']}" if cells["wrong"] else ""
-        tell(f"{group}: {fault.name}: {cells['arms']}, {held or '-'} ms; {cells['log or status']}{wrong}")
+    """Plays each fault until it has `times` outcomes; a system that ends or does not come back is started anew."""
+    by_name = {fault.name: fault for fault in faults}
+    for name in results.missing(group, by_name, times):
+        try:
+            outcome = play(stack, by_name[name])
+        except ClampError as error:
+            outcome = Outcome(wrong=[f"not played: {str(error).splitlines()[0]}"])
+            stack.stop()
+            stack.start()
+        results.add(group, name, outcome)
+        tell_of(Row(group, by_name[name], [outcome]), tell)
+
+
+def tell_of(row: Row, tell: Callable[[str], None]) -> None:
+    """A line about an outcome."""
+    cells = row.cells()
+    held = cells["held after ms, median (max)"]
+    wrong = f"; WRONG: {cells['wrong']}" if cells["wrong"] else ""
+    tell(f"{row.group}: {row.fault.name}: {cells['arms']}, {held or '-'} ms; {cells['log or status']}{wrong}")
 
 
 def markdown(rows: Sequence[Row]) -> str:

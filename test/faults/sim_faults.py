@@ -207,13 +207,14 @@ def node_faults(*, robot: bool) -> list[Fault]:
     driver = "arm_node" if robot else "mujoco_node"
     # a robot that hangs says nothing itself; where time stands still with it, others miss its images
     hung = "joint states are" if robot else "no views|no observation"
-    silent = "no commands|joint command" if robot else ""
+    silent = "no commands|joint command"
     faults = [
         Fault("policy_node hung", send("policy_node", stop), HOLD, "run out", send("policy_node", go)),
         Fault("fusion_node hung", send("fusion_node", stop), HOLD, "no observation|run out", send("fusion_node", go)),
         Fault(f"{driver} hung", send(driver, stop), HOLD, hung, send(driver, go), prompt=not robot),
         Fault("control_node hung", send("control_node", stop), HOLD, silent, send("control_node", go), prompt=True),
-        Fault("recorder_node hung", send("recorder_node", stop), GO_ON, "", send("recorder_node", go)),
+        Fault("recorder_node hung", send("recorder_node", stop), GO_ON, "nothing heard of recorder_node",
+              send("recorder_node", go)),
         Fault("policy too slow", lambda stack: stack.starve("policy_node", 0.02), HOLD, "run out", patience_s=25.0),
         Fault("fusion too slow", lambda stack: stack.starve("fusion_node", 0.02), EITHER,
               "run out|stale|late|missed|old", patience_s=25.0),

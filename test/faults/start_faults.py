@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from faults.matrix import Expect, Fault, Outcome, Row, nothing
+from faults.matrix import Expect, Fault, Outcome, Results, Row, nothing, tell_of
 from faults.seen import STILL_RAD, TICK_RAD, Joints
 from faults.stack import Stack
 from hardware_emulation.servos import Joint, Servo
@@ -162,14 +162,17 @@ def _shafts(stack: Stack) -> Joints:
     return np.array([bus[motor].joint.shaft for bus in buses for motor in (1, 2, 4, 6, 7, 9)])
 
 
+def shown(fault: StartFault) -> Fault:
+    """As a row of the matrix shows it."""
+    return Fault(fault.name, nothing, Expect.HOLD, fault.says)
+
+
 def run(
-    folder: Path, recordings: Path, faults: list[StartFault], times: int, tell: Callable[[str], None], rows: list[Row]
+    folder: Path, recordings: Path, faults: list[StartFault], times: int, tell: Callable[[str], None], results: Results
 ) -> None:
-    """Plays each `times` times, adding to `rows`."""
-    for fault in faults:
-        shown = Fault(fault.name, nothing, Expect.HOLD, fault.says)
-        outcomes = [play(folder / f"{len(rows)}_{i}", fault, recordings) for i in range(times)]
-        row = Row("start", shown, outcomes)
-        rows.append(row)
-        wrong = f"; WRONG: {'; '.join(row.wrong)}" if row.wrong else ""
-        tell(f"start: {fault.name}: {row.cells()['log or status']}{wrong}")
+    """Plays each until it has `times` outcomes."""
+    by_name = {fault.name: fault for fault in faults}
+    for i, name in enumerate(results.missing("start", by_name, times)):
+        outcome = play(folder / f"{i}_{time.time_ns()}", by_name[name], recordings)
+        results.add("start", name, outcome)
+        tell_of(Row("start", shown(by_name[name]), [outcome]), tell)

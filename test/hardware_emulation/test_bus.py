@@ -128,6 +128,19 @@ def test_a_wrong_model_is_named(servos, bus):
         bus.identify()
 
 
+def test_a_late_answer_is_not_taken_for_a_second_motors(servos, bus, monkeypatch):
+    """An operator leaves a fault as soon as the bus is well again, and an answer to an earlier ping still comes."""
+    real, late = servos.hear, [True]
+
+    def hear(data: bytes, now: float) -> list[bytes]:
+        replies = real(data, now)
+        return [*replies, *replies] if replies and late and late.pop() else replies
+
+    monkeypatch.setattr(servos, "hear", hear)
+    assert bus.examine(6) is None
+    assert not late, "the answer did come twice"
+
+
 @pytest.mark.parametrize("collide", [False, True])
 def test_a_duplicate_id_is_named(servos, bus, collide):
     servos.servos.append(Servo(6, XM540_W270.number, Joint()))

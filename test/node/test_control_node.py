@@ -457,6 +457,19 @@ def test_a_required_node_that_falls_silent_latches_the_stop(ros) -> None:
     cell.says("holding", "no action chunk yet")
 
 
+def test_a_watched_node_that_falls_silent_is_said_and_stops_nothing(ros) -> None:
+    cell = Cell(ros, **{"alive.watched": ["recorder_node"], "alive.silence_s": 2.0})
+    running(cell)
+    diagnostics = advertise(cell.node, DIAGNOSTICS)
+    ros.spin_until(diagnostics.get_subscription_count, what="discovery")
+    diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(name="recorder_node")]))
+    told = "nothing heard of recorder_node for over 2.0 s"
+    ros.spin_until(lambda: told in cell.control._health.status().message, what="the word")
+    assert not cell.control._gate.stopped
+    diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(name="recorder_node")]))
+    ros.spin_until(lambda: told not in cell.control._health.status().message, what="the node's return")
+
+
 def test_the_stop_by_key_and_by_command(ros) -> None:
     """The node as a process of its own, as `clamp up` starts it."""
     node = ros.node("cell")

@@ -177,13 +177,16 @@ def test_commands_move_the_arms_and_bad_ones_do_not(ros: Any) -> None:
     def far_ahead(message: Any) -> None:
         message.header.stamp.sec += 10
 
+    cell.commands.publish(joint_state_message(target, cell.time_ns))
+    cell.until(lambda: held._due_ns == cell.time_ns, "a command after a second of none")
+    cell.step()
     for count, change in enumerate((rename, set_position(float("nan")), set_position(3.5), far_ahead), start=1):
         cell.commands.publish(bad(change))
         cell.until(lambda n=count: cell.status().get("refused_commands") == str(n), f"refusal {count}")
-    cell.step(10)
+    assert "ahead of the clock" in cell.status()["message"]
+    cell.step(9)
     cell.until(lambda: len(cell.joints) == 61, "joint states")
     assert joints_from_message(cell.joints[-1])[0] == pytest.approx(0.3, abs=0.05)
-    assert "ahead of the clock" in cell.status()["message"]
 
 
 def test_pause_run_and_step(ros: Any) -> None:
@@ -238,6 +241,21 @@ def test_a_randomised_scene_is_told_at_every_reset(ros: Any) -> None:
     np.testing.assert_allclose(told()[0], draw.scene(4).cameras["front_left"].position_m)
     np.testing.assert_allclose(told()[-1], draw.scene(5).cameras["front_left"].position_m)
     assert json.loads(cell.heard[TASK_STATE.name][-1].data)["randomised"]["camera"] == 1.0
+
+
+def test_it_says_when_nobody_tells_the_arms_where_to_be_any_more(ros: Any) -> None:
+    cell = Cell(ros)
+    cell.step(12)
+    cell.commands.publish(joint_state_message(REST_POSE, cell.node._now_ns))
+    cell.until(lambda: cell.node._commands._due_ns > 0, "the command")
+    cell.step(10)
+    assert "no joint commands" not in cell.node._health.status().message
+    cell.step(2)
+    assert "no joint commands for 0.2 s, the arms hold" in cell.node._health.status().message
+    cell.commands.publish(joint_state_message(REST_POSE, cell.node._now_ns))
+    cell.until(lambda: cell.node._commands._due_ns == cell.node._now_ns, "the command after the silence")
+    cell.step()
+    assert "no joint commands" not in cell.node._health.status().message
 
 
 def test_the_clock_waits_for_the_command_that_is_due_while_commands_flow(ros: Any) -> None:

@@ -138,6 +138,14 @@ def test_a_chunk_bears_the_stamp_of_its_observation(ros: Any, tmp_path: Path) ->
     }
 
 
+def test_without_a_fusion_node_it_says_that_nobody_makes_views(ros: Any, tmp_path: Path) -> None:
+    stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny").folder)
+    stack.active()
+    stack.calibrate()
+    stack.node.destroy_publisher(stack.views)
+    ros.spin_until(lambda: "nobody publishes /fusion/views" in stack.policy._health.status().message, 30.0, "the word")
+
+
 def test_the_next_chunk_is_inferred_after_the_steps_that_are_executed(ros: Any, tmp_path: Path) -> None:
     stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny").folder, execute_steps=25)
     stack.active()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import JointState
@@ -21,6 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 from clamp_ros import cli
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import (
+    JOINT_COMMANDS,
     JOINT_STATES,
     RECORD_DISCARD,
     RECORD_KEEP,
@@ -36,9 +40,10 @@ from clamp_ros.contract.interfaces import (
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.record.episode import Episode
 from clamp_ros.record.recorder_node import RecorderNode
+from clamp_ros.record.recover import recover
 from clamp_ros.record.view import table
 from clamp_ros.ros.convert import camera_info_message, image_message, joint_state_message, transform_message
-from clamp_ros.ros.run import interface_type, qos_profile, subscribe
+from clamp_ros.ros.run import advertise, interface_type, qos_profile, subscribe
 
 CAMERA = "front_left"
 PINHOLE = Pinhole(424, 240, 300.0, 300.0, 211.5, 119.5)
@@ -212,12 +217,18 @@ def test_rates_gaps_and_a_slow_disk_are_told_on_diagnostics_and_shown(ros, sourc
     assert any("WARNING: the topics send" in text and JOINT_STATES.name in text for text in shown)
 
 
-def start_process(folder, *more: str, **options) -> subprocess.Popen:
-    """A recorder of its own that records at once."""
+@contextlib.contextmanager
+def start_process(folder, *more: str, **options) -> Iterator[subprocess.Popen]:
+    """A recorder of its own that records at once; it is gone at the end, whatever happens."""
     command = [sys.executable, "-m", "clamp_ros.record.recorder_node", "--ros-args", "-p", "auto_start:=true"]
     values = {"folder": folder, "cameras": f"[{CAMERA}]", "min_free_gb": 0.0, "disk_check_s": 0.0}
     command += [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
-    return subprocess.Popen([*command, *more], env=os.environ, **options)
+    process = subprocess.Popen([*command, *more], env=os.environ, **options)
+    try:
+        yield process
+    finally:
+        process.kill()  # a stopped one, too
+        process.wait()
 
 
 def test_a_killed_recorder_leaves_a_bag_that_the_command_line_mends(ros, source, tmp_path, capsys):
@@ -236,6 +247,51 @@ def test_a_killed_recorder_leaves_a_bag_that_the_command_line_mends(ros, source,
         assert len(episode.frames(CAMERA)) >= 4
 
 
+def test_a_recorder_killed_at_once_has_kept_what_came_first(ros, source, tmp_path):
+    with start_process(tmp_path, "-p", "flush_s:=60.0") as process:
+        ros.spin_until(connected(source), 30.0)
+        ros.spin_until(lambda: list(tmp_path.glob("*.partial/*.mcap")), 20.0)
+        (file,) = tmp_path.glob("*.partial/*.mcap")
+        ros.spin_until(lambda: file.stat().st_size > 0, 20.0, "the bag's head")
+        before = file.stat().st_size
+        source.send[JOINT_STATES.name].publish(joint_state_message(np.zeros(14), 20_000_000))
+        ros.spin_until(lambda: file.stat().st_size > before, 20.0, "the first message to reach the disk")
+        process.kill()
+    with Episode.open(recover(file.parent).path) as episode:
+        assert sum(topic.count for topic in episode.topics.values()) >= 1
+
+
+def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_path):
+    """As a starved process is, for longer than a second of the stack's fastest topic."""
+    node, sent = ros.node("control"), range(1, 151)
+    commands, states = advertise(node, JOINT_COMMANDS), advertise(node, JOINT_STATES)
+    with start_process(tmp_path) as process:
+        said = listen(node)
+
+        def publish(i: int) -> None:
+            commands.publish(joint_state_message(np.zeros(14), 20_000_000 * i))
+            states.publish(joint_state_message(np.zeros(14), 20_000_000 * i))
+            ros.executor.spin_once(timeout_sec=0.01)
+
+        def heard() -> bool:
+            publish(0)
+            return any(JOINT_COMMANDS.name in row and JOINT_STATES.name in row for row in said)
+
+        ros.spin_until(heard, 30.0, "the recorder to hear both")
+        process.send_signal(signal.SIGSTOP)
+        for i in sent:
+            publish(i)
+        process.send_signal(signal.SIGCONT)
+        # what the transport had no room for is sent again, a few seconds later
+        assert all(publisher.wait_for_all_acked(Duration(seconds=30.0)) for publisher in (commands, states))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    (bag,) = tmp_path.iterdir()
+    with Episode.open(bag) as episode:
+        for series in (episode.commands, episode.joint_states):
+            assert set(sent) <= set(series.stamps_ns // 20_000_000)
+
+
 def test_a_full_disk_is_told_and_loses_the_last_chunk_only(ros, source, tmp_path, capsys):
     """A limit on the file's size stands for the disk's: the kernel refuses to write on, in the middle of a chunk."""
     limit = 3_000_000
@@ -246,16 +302,20 @@ def test_a_full_disk_is_told_and_loses_the_last_chunk_only(ros, source, tmp_path
     with start_process(tmp_path, "-p", "flush_s:=0.1", preexec_fn=limited) as process:
         said = listen(source)
         ros.spin_until(connected(source), 30.0)
-        sent = 0
 
         def full() -> bool:
-            nonlocal sent
-            if sent < 40:
-                publish_all(source, sent)
-                sent += 1
             return any(row["level"] == "2" and "clamp bag recover" in row["message"] for row in said)
 
-        ros.spin_until(full, 30.0)
+        def written() -> int:
+            return sum(file.stat().st_size for file in tmp_path.glob("*.partial/*.mcap"))
+
+        for i in range(40):  # each a chunk of its own: a chunk of 4 MB alone would be more than the disk has
+            before = written()
+            publish_all(source, i)
+            ros.spin_until(lambda size=before: full() or written() > size, 20.0, "a chunk")
+            if full():
+                break
+        assert full()
         assert process.poll() is None, "the node lives, and says what is wrong"
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0

@@ -46,7 +46,7 @@ def test_what_passes_is_forgotten() -> None:
 
 
 def test_a_node_that_was_heard_and_falls_silent_is_dead_until_it_is_heard_again() -> None:
-    heartbeats = Heartbeats(AliveConfig(("arm_node",), 2.0))
+    heartbeats = Heartbeats(AliveConfig(("arm_node",), silence_s=2.0))
     assert heartbeats.dead(100.0) == "", "it has not started yet"
     heartbeats.beat("policy_node", 100.0)
     heartbeats.beat("arm_node", 100.0)
@@ -54,3 +54,20 @@ def test_a_node_that_was_heard_and_falls_silent_is_dead_until_it_is_heard_again(
     assert heartbeats.dead(102.1) == "arm_node has been silent for 2.1 s, limit 2.0 s"
     heartbeats.beat("arm_node", 102.2)
     assert heartbeats.dead(102.3) == ""
+
+
+def test_a_watched_node_that_hangs_is_named_and_is_no_emergency():
+    heartbeats = Heartbeats(AliveConfig(("arm_node",), ("recorder_node", "policy_node"), 2.0))
+    for name in ("arm_node", "recorder_node", "policy_node", "another"):
+        heartbeats.beat(name, 100.0)
+    assert heartbeats.hung(102.0) == ""
+    for name in ("arm_node", "policy_node"):
+        heartbeats.beat(name, 102.0)
+    told = heartbeats.hung(102.1)
+    assert "recorder_node" in told and "policy_node" not in told
+    assert heartbeats.hung(103.0) == told, "said once, since it does not change"
+    assert heartbeats.dead(103.0) == ""
+    heartbeats.beat("recorder_node", 103.5)
+    assert heartbeats.hung(103.5) == ""
+    assert heartbeats.dead(105.0).startswith("arm_node"), "a required node is told as an emergency only"
+    assert "arm_node" not in heartbeats.hung(105.0)

@@ -213,3 +213,14 @@ def test_a_node_becomes_a_command_line():
 )  # fmt: skip
 def test_when_a_node_is_started_again(restart, exit_code, deaths, again):
     assert graph.Node("n", "m", restart=restart).restarts(exit_code, deaths) is again
+
+
+@pytest.mark.parametrize("name", sorted(graph.GRAPHS))
+@pytest.mark.parametrize("sim", ["true", "false"])
+def test_no_node_can_hang_unsaid(name, sim):
+    """The control node watches all others, by their word of every second; the arms' driver misses its commands."""
+    given = {"sim": sim, **({} if name == "record" else {"record": "true"})}
+    nodes = {node.name: node for node in graph.GRAPHS[name][1](given)}
+    control = nodes.pop("control_node").parameters
+    assert {*control["alive.watched"], *control.get("alive.required", [])} == set(nodes)
+    assert {"mujoco_node", "arm_node"} & set(nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -234,3 +235,21 @@ def test_icp_leaves_a_good_camera_alone(with_boxes):
     solution, shots = with_boxes
     for message in icp.refine(solution, shots).messages:
         assert "not used, it does not help" in message
+
+
+@pytest.mark.parametrize("off", [-0.005, 0.005])
+def test_icp_does_not_hide_a_depth_of_another_scale(with_boxes, off):
+    """Half a percent: the clouds do come nearer when the camera is moved along its axis, and corners hardly object."""
+    pytest.importorskip("open3d")
+    solution, shots = with_boxes
+    scaled = []
+    for shot in shots:
+        picture = shot.pictures["front_left"]
+        depth_mm = np.round((1.0 + off) * picture.depth_mm).astype(np.uint16)
+        scaled.append(replace(shot, pictures={**shot.pictures, "front_left": replace(picture, depth_mm=depth_mm)}))
+    refined = icp.refine(solution, scaled)
+    (message,) = [text for text in refined.messages if text.startswith("ICP front_left")]
+    told = re.search(r"not used, its depth is off by ([+-][0-9.]+)%", message)
+    assert told is not None, message
+    assert float(told.group(1)) == pytest.approx(100.0 * off, abs=0.15), message
+    assert refined.cameras["front_left"] is solution.cameras["front_left"]

@@ -70,3 +70,18 @@ def test_a_row_counts_what_held_in_time_and_tells_what_was_wrong():
     assert cells["wrong"] == "nobody said it" and cells["log or status"] == "a / b"
     lines = matrix.markdown([row, row]).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+
+
+def test_an_interrupted_run_goes_on_round_by_round(tmp_path):
+    results = matrix.Results(tmp_path / "out" / "outcomes.jsonl")
+    names = ("a", "b")
+    assert list(results.missing("sim", names, 2)) == ["a", "b", "a", "b"]
+    results.add("sim", "a", matrix.Outcome(held_ms=30.0, lost=(2, 100), wrong=["x"]))
+    again = matrix.Results(tmp_path / "out" / "outcomes.jsonl")
+    assert again.of("sim", "a") == [matrix.Outcome(held_ms=30.0, lost=(2, 100), wrong=["x"])]
+    played = []
+    for name in again.missing("sim", names, 2):
+        again.add("sim", name, matrix.Outcome())
+        played.append(name)
+    assert played == ["b", "a", "b"]
+    assert list(matrix.Results(tmp_path / "out" / "outcomes.jsonl").missing("sim", names, 2)) == []

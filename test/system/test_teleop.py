@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from std_srvs.srv import SetBool, Trigger
+from teleop_episode import leaders
 
 from clamp_ros.bringup.session import START_TIMEOUT_S
 from clamp_ros.contract.interfaces import (
@@ -25,49 +25,24 @@ from clamp_ros.contract.interfaces import (
     TELEOP_STATUS,
     TELEOP_STOP,
 )
-from clamp_ros.contract.robot import ARMS, REST_POSE, VELOCITY_LIMITS
+from clamp_ros.contract.robot import REST_POSE, VELOCITY_LIMITS
 from clamp_ros.record import messages
 from clamp_ros.record.episode import Episode
 from clamp_ros.ros.convert import joints_from_message
 from clamp_ros.ros.run import subscribe
 
-LEADERS = Path(__file__).parents[1] / "hardware_emulation" / "leaders.py"
 TASK = "mug_on_plate_easy"
 TIMEOUT_S = 240.0
 RIGHT_WAIST = 7
-PATIENT: dict[str, Any] = {
-    "mujoco_node": {"look": "primitive"},
-    "control_node": {"stale_after_s": 1.0},
-    "teleop_node": {
-        "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 20.0},
-        "law": {"leader_lost_s": 5.0, "take_s": 30.0, "align_s": 120.0},
-        "command_timeout_s": 5.0,
-        "answer_s": 120.0,
-    },
-}
-"""Deadlines of a busy machine, and a robot that is quickly built."""
 
 
 @pytest.fixture
-def leaders(tmp_path: Path) -> Iterator[list[str]]:
+def found(tmp_path: Path) -> Iterator[list[str]]:
     """Launch arguments that find two emulated leaders, whose hands swing the right waist."""
     rows = np.tile(REST_POSE, (3000, 1))
     rows[:, RIGHT_WAIST] = 0.3 * np.sin(np.arange(3000) * 0.02)
-    np.save(tmp_path / "hands.npy", rows)
-    sections = {name: {"ros__parameters": values} for name, values in PATIENT.items()}
-    config = tmp_path / "patient.yaml"
-    config.write_text(json.dumps(sections))  # JSON is YAML
-    prefix = tmp_path / "leader"
-    emulation = subprocess.Popen([sys.executable, LEADERS, prefix, tmp_path / "hands.npy"], stdout=subprocess.PIPE)
-    try:
-        assert emulation.stdout is not None
-        for arm in ARMS:
-            assert f"leader_{arm} -> " in emulation.stdout.readline().decode()
-        found = [f"leaders:={prefix}", f"config:={config}"]
-        yield [*found, "record:=true", f"record_to:={tmp_path / 'bags'}"]
-    finally:
-        emulation.kill()
-        emulation.communicate()
+    with leaders(tmp_path, rows, {"mujoco_node": {"look": "primitive"}}) as words:
+        yield [*words, "record:=true", f"record_to:={tmp_path / 'bags'}"]
 
 
 def _bag(tmp_path: Path) -> Path:
@@ -89,7 +64,7 @@ def _no_jumps(bag: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_session_of_clamp_teleop_is_an_episode(ros, tmp_path, leaders):
+def test_a_session_of_clamp_teleop_is_an_episode(ros, tmp_path, found):
     peer = ros.node("operator")
     said: dict[str, str] = {}
     measured: list[np.ndarray] = []
@@ -103,7 +78,7 @@ def test_a_session_of_clamp_teleop_is_an_episode(ros, tmp_path, leaders):
         log.seek(0)
         assert system.poll() is None, log.read()
 
-    words = ["sim:=true", "cameras:=", "operator:=Ada", *leaders]
+    words = ["sim:=true", "cameras:=", "operator:=Ada", *found]
     system = subprocess.Popen(
         [sys.executable, "-m", "clamp_ros.cli", "teleop", *words],
         stdin=subprocess.DEVNULL, stdout=log, stderr=log,
