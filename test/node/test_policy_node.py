@@ -143,7 +143,7 @@ def test_without_a_fusion_node_it_says_that_nobody_makes_views(ros: Any, tmp_pat
     stack.active()
     stack.calibrate()
     stack.node.destroy_publisher(stack.views)
-    ros.spin_until(lambda: "nobody publishes /fusion/views" in stack.policy._health.status().message, 30.0, "the word")
+    ros.spin_until(lambda: "nobody publishes /fusion/views" in stack.policy.health.status().message, 30.0, "the word")
 
 
 def test_the_next_chunk_is_inferred_after_the_steps_that_are_executed(ros: Any, tmp_path: Path) -> None:
