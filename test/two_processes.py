@@ -81,11 +81,11 @@ def averaged(processes: Processes, accumulate: int) -> dict[str, Tensor]:
     return {"loss": torch.tensor(loss), "weight": objective.linear.weight.grad}
 
 
-def stopped_by_another(processes: Processes, out: Path) -> bool:
+def stopped_by_another(processes: Processes, out: Path, objective: nn.Module) -> bool:
     """Whether a NaN in the last sample, which the last process holds, stops this one, its own batch saved."""
     x = batch()[0]
     x[-1, 0] = math.nan
-    parts, objective = parts_of(x, processes, 1), Mean()
+    parts = parts_of(x, processes, 1)
 
     def check(value: Tensor, what: str) -> None:
         check_finite(value, out, 4, parts, {"m": objective}, processes, what)
@@ -149,7 +149,9 @@ def main() -> None:
             mean = averaged(processes, accumulate)
             found |= {f"mean_{accumulate}_{key}": value for key, value in mean.items()}
         found |= {f"sharded_{key}": value for key, value in sharded(processes, out).items()}
-        found["stopped"] = torch.tensor(stopped_by_another(processes, out))
+        found["stopped"] = torch.tensor(stopped_by_another(processes, out, Mean()))
+        apart = Processes(processes.rank, processes.count, parallel="fsdp")
+        found["stopped_sharded"] = torch.tensor(stopped_by_another(apart, out / "apart", Scaled()))
         found["any"] = torch.tensor(processes.any(processes.rank == 1, False))
         save_file(found, out / f"rank_{processes.rank}.safetensors")
 

@@ -41,6 +41,8 @@ from clamp_ros.record.metadata import EpisodeMetadata
 from clamp_ros.record.writer import PARTIAL_SUFFIX, EpisodeWriter
 
 _RATE_TOLERANCE = 0.1
+_QUEUE_BYTES = 64 << 20
+"""What may wait for the disk: a reader that waits for it, unlike a recorder, loses nothing by it."""
 _CARRIED = (JOINT_STATES.name, JOINT_COMMANDS.name, TF.name, TF_STATIC.name, TASK_STATE.name)
 
 
@@ -173,7 +175,7 @@ def write_bag(recording: Recording, bag: Path, compression: str = "zstd") -> Pat
         origin["color_only"] = colour_only
     with_depth = tuple(name for name in rows.cameras if name not in colour_only)
     metadata = replace(rows.metadata, cameras=with_depth, extra=origin)
-    writer = EpisodeWriter(bag, metadata, compression=compression, flush_s=None, wait=True)
+    writer = EpisodeWriter(bag, metadata, compression=compression, queue_bytes=_QUEUE_BYTES, flush_s=None, wait=True)
     try:
         for stamp, _, write in sorted(_messages(recording, writer), key=lambda event: event[:2]):
             write(stamp)

@@ -138,7 +138,6 @@ class LerobotWriter:
                 f"{recording.name} differs from the episodes before it in {', '.join(other)}, and a LeRobot dataset has"
                 " one set of features; export it to another folder"
             )
-        self._features = features
         number = len(self._facts)
         task = rows.metadata.task or NO_TASK
         tasks = list(dict.fromkeys([*(facts["task"] for facts in self._facts), task]))
@@ -162,6 +161,7 @@ class LerobotWriter:
         finally:
             temporary.unlink(missing_ok=True)
         self._facts.append(facts)
+        self._features = features
         return _left_out(rows, features)
 
     def _write_tables(self) -> None:
@@ -211,7 +211,8 @@ def _left_out(rows: Rows, features: dict[str, dict[str, Any]]) -> dict[str, int]
 
 def _occupied(folder: Path) -> bool:
     """Whether a folder holds anything but data files that a killed export has left."""
-    return folder.exists() and any(path.is_file() and "data" not in path.parts for path in folder.rglob("*"))
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return any(path.parts[0] != "data" for path in files)
 
 
 def _data_file(number: int) -> str:
@@ -311,7 +312,7 @@ class _Pictures:
             if image.shape[:2] != self._camera.size:
                 raise RecordError(f"frame {i} of {self._name} is {image.shape}, the first was {self._camera.size}")
             if i % self._step == 0:
-                self._sampled.append(image)
+                self._sampled.append(statistics.thinned(image))
             self._shown, self._png = i, png(image)
         return self._png
 

@@ -6,7 +6,7 @@ channel at a time, 0 to 1, and of depth in its own unit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,17 @@ def of_values(values: NDArray[Any]) -> Stats:
     return _stats(values, len(values), (values.shape[1],))
 
 
-def of_images(images: Iterable[NDArray[Any]]) -> Stats:
-    """Of (H, W, 3) uint8 colours, as fractions, or of (H, W) depths in their unit; thinned out, as lerobot does too."""
-    thinned = [image[::_PIXEL_STEP, ::_PIXEL_STEP] for image in images]
-    channels = 1 if thinned[0].ndim == 2 else thinned[0].shape[2]
+def thinned(image: NDArray[Any]) -> NDArray[Any]:
+    """The pixels of an image that are counted; lerobot leaves most out as well."""
+    return image[::_PIXEL_STEP, ::_PIXEL_STEP].copy()
+
+
+def of_images(images: Sequence[NDArray[Any]]) -> Stats:
+    """Of (H, W, 3) uint8 colours, as fractions, or of (H, W) depths in their unit."""
+    channels = 1 if images[0].ndim == 2 else images[0].shape[2]
     scale = 1.0 if channels == 1 else 1.0 / 255.0
-    pixels = np.concatenate([image.reshape(-1, channels) for image in thinned]).astype(np.float64) * scale
-    return _stats(pixels, len(thinned), (channels, 1, 1))
+    pixels = np.concatenate([image.reshape(-1, channels) for image in images]).astype(np.float64) * scale
+    return _stats(pixels, len(images), (channels, 1, 1))
 
 
 def _stats(values: NDArray[np.float64], count: int, shape: tuple[int, ...]) -> Stats:

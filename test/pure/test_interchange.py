@@ -363,8 +363,11 @@ def test_bags_that_do_not_fit_are_refused_one_by_one(bags, tmp_path):
     assert told.done == 1 and "flat differs from the episodes before it in observation.effort" in told.refused[0]
     with pytest.raises(RecordError, match="two bags are called b"):
         export_bags([bags / "b", bags], "lerobot", tmp_path / "out")
+    other = tmp_path / "data/other"
+    other.mkdir(parents=True)
+    (other / "thesis.txt").write_text("not a dataset")
     with pytest.raises(RecordError, match="no export of this stack"):
-        export_bags([bags / "b"], "lerobot", bags)
+        export_bags([bags / "b"], "lerobot", other)
     write_aloha(tmp_path / "episode_0.hdf5")
     with pytest.raises(RecordError, match="no export of this stack"):
         export_bags([bags / "b"], "aloha_hdf5", tmp_path)

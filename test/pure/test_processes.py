@@ -108,6 +108,14 @@ def test_a_loss_gone_wrong_in_one_process_stops_all_and_saves_every_batch(ranks)
     assert set(second) == {"part_1/x"} and second["part_1/x"][-1, 0].isnan()
 
 
+def test_of_a_model_in_shares_the_whole_is_kept_when_a_loss_goes_wrong(ranks) -> None:
+    assert all(rank["stopped_sharded"] for rank in ranks)
+    saved = load_file(ranks[0]["folder"] / "apart" / "nonfinite_step_4.safetensors")
+    expected = {f"m/{key}": value for key, value in two_processes.Scaled().state_dict().items()}
+    assert set(saved) == {*expected, "part_0/x"}
+    assert all(torch.equal(saved[key], value) for key, value in expected.items())
+
+
 def test_a_model_in_shares_learns_what_a_whole_one_does(ranks) -> None:
     """Gradients of several parts, their norm and its limit, the optimiser, and what is saved; a scalar is whole."""
     folder = ranks[0]["folder"]

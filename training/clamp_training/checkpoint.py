@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
 from clamp_ros.policy.preprocess import Normalization
-from clamp_training.sharding import full, like
+from clamp_training.sharding import gathered, like
 
 
 def seed_torch(*key: int) -> None:
@@ -59,11 +59,7 @@ def save(
         for place, parameter in _places(optimizer):
             state = optimizer.state.get(parameter, {})
             saved.update({f"optimizer/{place}/{key}": torch.as_tensor(value) for key, value in state.items()})
-    copies = {}
-    for key, value in saved.items():
-        gathered = full(value.detach())
-        if write:  # a copy, since tensors that share memory are refused
-            copies[key] = gathered.to("cpu", copy=True).contiguous()
+    copies = gathered(saved, write)  # tensors that share memory are refused
     if not write:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from clamp_training import checkpoint
 from clamp_training.meter import Meter
 from clamp_training.processes import ALONE, Processes, moved
 from clamp_training.progress import Progress
-from clamp_training.sharding import average_whole, clip_gradients, full
+from clamp_training.sharding import average_whole, clip_gradients, gathered
 
 log = logging.getLogger(__name__)
 
@@ -309,9 +309,9 @@ def check_finite(
     weights: dict[str, Tensor] = {}
     if processes.saves:
         for key, module in modules.items():
-            weights |= {f"{key}/{k}": full(v.detach()) for k, v in module.state_dict().items()}
-    saved = weights if processes.first else {}  # the weights are the same everywhere
-    checkpoint.save(folder / f"{name}.safetensors", {}, {"step": step}, tensors={**saved, **batch})
+            whole = gathered(module.state_dict(), processes.first)  # it is the same everywhere
+            weights |= {f"{key}/{k}": value for k, value in whole.items()}
+    checkpoint.save(folder / f"{name}.safetensors", {}, {"step": step}, tensors={**weights, **batch})
     raise NonFiniteLossError(
         f"the {what} is {value.item()} at step {step}; the weights and the batch are in {folder / name}.safetensors"
     )

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from clamp_ros.contract.errors import ConfigError
-from clamp_training.sharding import full, shard
+from clamp_training.sharding import gathered, shard
 
 PARALLEL = ("ddp", "fsdp")
 _TIMEOUT = timedelta(minutes=30)
@@ -97,9 +97,8 @@ class Processes:
         if not self.sharded:
             yield module if self.first else None
             return
-        state = {key: full(value) for key, value in module.state_dict().items()}
+        state = gathered(module.state_dict(), self.first)
         if not self.first:
-            del state
             yield None
             return
         unsharded.load_state_dict(state)

@@ -1,13 +1,13 @@
 """Weights that lie in shares on many processes (FSDP: each holds a slice of every tensor, of its gradient and moments).
 
 Where a whole tensor is needed it is gathered: by a layer while it computes, and here for what leaves the run. A saved
-checkpoint holds whole tensors, so that any number of processes goes on from it, sharded or not. `full`, and all that
-calls it, is to be called by every process alike.
+checkpoint holds whole tensors, so that any number of processes goes on from it, sharded or not. What gathers is to be
+called by every process alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,16 @@ def shard(module: nn.Module, device: torch.device, whole: Iterable[nn.Parameter]
 def full(value: Tensor) -> Tensor:
     """The whole of a tensor of which this process may hold a share."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole copies of tensors on the CPU, where they are kept; one at a time, lest a device hold more than a share."""
+    out = {}
+    for key, value in tensors.items():
+        whole = full(value.detach())
+        if keep:
+            out[key] = whole.to("cpu", copy=True).contiguous()
+    return out
 
 
 def local(value: Tensor) -> Tensor:
