@@ -28,6 +28,7 @@ from clamp_ros.contract.views import FusionConfig
 from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig
 from clamp_ros.sim.robot_model import build_robot_spec
 from clamp_ros.sim.tasks import TASKS
+from clamp_ros.sim.tasks.board import BoardOnTable
 from clamp_ros.sim.tasks.task import Task, at_rest, object_pose
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -64,6 +65,7 @@ class World:
         cameras: whose poses `world_from_camera` tells, by name; None for the default four.
         look: mesh, primitive or auto (`sim.robot_model.build_robot_spec`).
         robot_model: a MuJoCo Menagerie `aloha` folder to take the robot from.
+        board: a calibration board lies there in place of the task's objects.
 
     Attributes:
         task: the task.
@@ -81,10 +83,11 @@ class World:
         cameras: Mapping[str, CameraConfig] | None = None,
         look: str = "auto",
         robot_model: Path | None = None,
+        board: bool = False,
     ) -> None:
         if task not in TASKS:
             raise SimulationError(f"there is no task {task!r}; tasks are: {', '.join(sorted(TASKS))}")
-        self.task: Task = TASKS[task]()
+        self.task: Task = BoardOnTable() if board else TASKS[task]()
         self.cameras = dict(DEFAULT_CAMERAS if cameras is None else cameras)
         spec = build_robot_spec(look, robot_model)
         self.task.add_objects(spec)
