@@ -14,15 +14,14 @@ from clamp_ros.calibration.board import Board
 from clamp_ros.calibration.session import MOUNTS, Picture, Shot
 from clamp_ros.contract.robot import ARM_SLICES, ARMS, JOINT_NAMES, LOWER_LIMITS, REST_POSE, UPPER_LIMITS
 from clamp_ros.geometry.kinematics import world_from_gripper
-from clamp_ros.geometry.transforms import apply, axis_angle, invert, make, quat_xyzw_from_rotation, wxyz_from_xyzw
+from clamp_ros.geometry.transforms import apply, axis_angle, invert, quat_xyzw_from_rotation, wxyz_from_xyzw
 from clamp_ros.sim.cameras import CameraConfig, DepthFaults, default_cameras
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.robot_model import VISUAL_GROUP, build_robot_spec
+from clamp_ros.sim.tasks.board import add_board, board_place, lay
 
 ENCODER_STEP_RAD = 2.0 * np.pi / 4096
 """Of a Dynamixel X motor."""
-FACE_DOWN = np.diag([1.0, -1.0, -1.0])
-"""world_from_board of a board on the table: its z, into the board, points down, its x along the world's."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Scene:
         faults = DepthFaults(noise_m=0.08 / (focal_px * 0.05), hole_fraction=0.01) if depth_faults else DepthFaults()
         self.cameras: Mapping[str, CameraConfig] = default_cameras(width=width, height=height, faults=faults)
         spec = build_robot_spec("primitive")
-        _add_board(spec, board)
+        add_board(spec, board)
         for x, y in ((-0.15, -0.25), (0.1, 0.28), (0.25, -0.22)) if boxes else ():
             turned = wxyz_from_xyzw(quat_xyzw_from_rotation(axis_angle((0, 0, 1), 2.0 * x)))
             spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=(0.08, 0.05, 0.08), pos=(x, y, 0.08),
@@ -82,9 +81,7 @@ class Scene:
         """All cameras' pictures of arms and board as they are told to be, and joints as they are measured."""
         self.data.qpos[self._qpos] = joints
         self.data.qpos[self._qpos[6::7] + 1] = joints[6::7]
-        body = self.model.body("charuco")
-        self.model.body_pos[body.id] = world_from_board[:3, 3]
-        self.model.body_quat[body.id] = wxyz_from_xyzw(quat_xyzw_from_rotation(world_from_board[:3, :3]))
+        lay(self.model, self.data, world_from_board)
         mujoco.mj_forward(self.model, self.data)
         self._frame += 1
         stamp = 1_000_000_000 * self._frame
@@ -109,41 +106,9 @@ def _seen(color: NDArray[np.uint8], rng: np.random.Generator, noise: Noise) -> N
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _add_board(spec: mujoco.MjSpec, board: Board) -> None:
-    """A plate whose face is a textured square mesh in the board's frame, half a square of white around the chess."""
-    margin = 0.5 * board.square_m
-    image = board.image(64 / board.square_m, margin)
-    texture = spec.add_texture(name="charuco", type=mujoco.mjtTexture.mjTEXTURE_2D, width=image.shape[1],
-                               height=image.shape[0], nchannel=3)  # fmt: skip
-    texture.data = np.repeat(image[..., None], 3, axis=2).tobytes()
-    material = spec.add_material(name="charuco", specular=0.0, shininess=0.0, emission=0.3)
-    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "charuco"
-    x0, y0, (width, height) = -margin, -margin, board.size_m
-    x1, y1 = width + margin, height + margin
-    corners = np.array([(x0, y0, 0.0), (x1, y0, 0.0), (x1, y1, 0.0), (x0, y1, 0.0)])
-    mesh = spec.add_mesh(name="charuco", inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
-    # the face looks along -z, out of the board
-    below = corners + np.array((0.0, 0.0, 0.004))
-    mesh.uservert = np.concatenate([corners, below]).ravel()
-    mesh.userface = np.array([(0, 2, 1), (0, 3, 2), (4, 5, 6), (4, 6, 7)]).ravel()
-    mesh.usertexcoord = np.array([(0, 0), (1, 0), (1, 1), (0, 1)] * 2, dtype=float).ravel()
-    mesh.userfacetexcoord = mesh.userface
-    body = spec.worldbody.add_body(name="charuco", pos=(0.0, 0.0, 0.01))
-    body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="charuco", material="charuco", group=VISUAL_GROUP,
-                  contype=0, conaffinity=0, density=0.0)  # fmt: skip
-
-
 def board_places(board: Board, count: int) -> list[NDArray[np.float64]]:
-    """(4, 4) world_from_board of places on the table, the board leaning on something where it is not flat."""
-    leans = [(0.0, 0.0), (20.0, 0.0), (0.0, 20.0), (-20.0, 10.0)]
-    out = []
-    for i in range(count):
-        roll, pitch = np.deg2rad(leans[i % len(leans)])
-        rotation = axis_angle((0, 0, 1), 0.15 * (i - 1)) @ axis_angle((1, 0, 0), roll) @ axis_angle((0, 1, 0), pitch)
-        centre = np.array([0.02 * (i - 1), -0.02 * i, 0.01 + 0.1 * (i % len(leans) != 0)])
-        pose = make(rotation @ FACE_DOWN, centre)
-        out.append(make(pose[:3, :3], apply(pose, (-0.5 * board.size_m[0], -0.5 * board.size_m[1], 0.0))))
-    return out
+    """(4, 4) world_from_board of the first places on the table."""
+    return [board_place(board, number) for number in range(count)]
 
 
 def looking_poses(

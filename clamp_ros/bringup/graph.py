@@ -85,6 +85,8 @@ ARGUMENTS = (
                            "empty takes the one named after the task"),
     Argument("cameras", "", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated; empty: the policy's"),
     Argument("seed", "0", "layout of the first episode in the simulation; /sim/reset starts further ones"),
+    Argument("board", "false", "lay a ChArUco board on the simulated table in place of the task's objects, for "
+                               "`clamp calibrate`; other seeds move it", _SWITCH),
     Argument("robot_model", "", "MuJoCo Menagerie `aloha` folder to take the simulated robot from; empty: built in"),
     Argument("assets", "", "folder of simulated objects in place of our own, see docs/tasks.md; empty: ours"),
     Argument("control", "open_loop", "how chunks become commands", ("open_loop", "temporal_ensemble")),
@@ -104,7 +106,7 @@ ARGUMENTS = (
 )
 """The arguments of the policy's graph."""
 
-_SHARED = ("sim", "seed", "robot_model", "assets", "record", "record_to", "camera_config", "arm_config", "leaders",
+_SHARED = ("sim", "seed", "board", "robot_model", "assets", "record", "record_to", "camera_config", "arm_config", "leaders",
            "leader_config", "safety_config", "config")
 TELEOP_ARGUMENTS = (
     Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
@@ -306,6 +308,7 @@ def _simulation(
     parameters = {
         "task": values["task"],
         "cameras": cameras,
+        "board": values["board"] == "true",
         "seed": _integer("seed", values["seed"]),
         "robot_model": values["robot_model"],
         "assets": values["assets"],

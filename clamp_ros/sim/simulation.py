@@ -50,6 +50,7 @@ class SimulationConfig:
     """Parameters of the simulation."""
 
     task: str = param("mug_on_plate", "what is laid out on the table")
+    board: bool = param(False, "a calibration board lies on the table in place of the task's objects; seeds move it")
     seed: int = param(0, "layout of the next episode; /sim/reset reads it anew", minimum=0)
     look: str = param("auto", "of the robot: meshes of robosuite-models, or primitives", choices=LOOKS)
     robot_model: str = param("", "MuJoCo Menagerie `aloha` folder to take the robot from; empty: built in")
@@ -247,7 +248,7 @@ class Simulation:
         self.cameras = config.camera_configs()
         self.world = World(config.task, cameras=self.cameras, look=config.look,
                            robot_model=Path(config.robot_model) if config.robot_model else None,
-                           assets=config.assets)
+                           assets=config.assets, board=config.board)
         workers = config.render_workers or usable_cores()
         self._pool = RenderPool(self.world.model, self.cameras.values(), workers) if self.cameras else None
         self._image_ticks = CONTROL_RATE_HZ // config.image_rate_hz

@@ -29,6 +29,7 @@ from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig
 from clamp_ros.sim.robot_model import build_robot_spec
 from clamp_ros.sim.tasks import TASKS
 from clamp_ros.sim.tasks.assets import add_objects
+from clamp_ros.sim.tasks.board import BoardOnTable
 from clamp_ros.sim.tasks.task import Task, at_rest, object_pose
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -66,6 +67,7 @@ class World:
         look: mesh, primitive or auto (`sim.robot_model.build_robot_spec`).
         robot_model: a MuJoCo Menagerie `aloha` folder to take the robot from.
         assets: folder of objects in place of our own (`sim.tasks.assets`); empty or None for our own.
+        board: a calibration board lies there in place of the task's objects.
 
     Attributes:
         task: the task.
@@ -85,10 +87,11 @@ class World:
         look: str = "auto",
         robot_model: Path | None = None,
         assets: Path | str | None = None,
+        board: bool = False,
     ) -> None:
         if task not in TASKS:
             raise SimulationError(f"there is no task {task!r}; tasks are: {', '.join(sorted(TASKS))}")
-        self.task: Task = TASKS[task]()
+        self.task: Task = BoardOnTable() if board else TASKS[task]()
         self.cameras = dict(DEFAULT_CAMERAS if cameras is None else cameras)
         spec = build_robot_spec(look, robot_model)
         self.assets = add_objects(spec, self.task, Path(assets) if assets else None)

@@ -13,9 +13,12 @@ from typing import IO, Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 
-from clamp_ros.contract.interfaces import DIAGNOSTICS, SERVICES, TOPICS
+from clamp_ros.contract.interfaces import DIAGNOSTICS, JOINT_COMMANDS, SERVICES, TOPICS
+from clamp_ros.contract.robot import REST_POSE
+from clamp_ros.ros.convert import joint_state_message, stamp_ns
 from clamp_ros.ros.run import Health, advertise, interface_type, subscribe
 
 TIMEOUT_S = 30.0
@@ -231,3 +234,17 @@ def test_health_is_published_though_simulated_time_stands_still(ros: Any) -> Non
     Health(node)
     ros.spin_until(lambda: len(got) >= 2, what="two reports")
     assert got[0].status[0].name == "simulated"
+
+
+def test_a_reader_of_the_newest_finds_the_newest_alone_whatever_its_sender_keeps(ros):
+    """A control loop that was kept from running acts on nothing stale; `test_recorder_node` has the other side."""
+    sender, reader = ros.node("sender"), ros.node("reader")
+    got: list[int] = []
+    commands = advertise(sender, JOINT_COMMANDS)
+    subscribe(reader, JOINT_COMMANDS, lambda message: got.append(stamp_ns(message.header.stamp)))
+    ros.spin_until(commands.get_subscription_count, what="discovery")
+    for i in range(1, 31):
+        commands.publish(joint_state_message(REST_POSE, i))
+    assert commands.wait_for_all_acked(Duration(seconds=20.0))
+    ros.spin_until(lambda: 30 in got, what="the newest")
+    assert got == [30]

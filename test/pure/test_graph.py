@@ -31,7 +31,8 @@ def test_the_simulation_is_set_to_what_the_policy_was_trained_on(policy):
     nodes = _by_name(policy=policy, task="mug_on_plate_easy", seed="7")
     assert list(nodes) == ["mujoco_node", "fusion_node", "policy_node", "control_node"]
     assert nodes["mujoco_node"].parameters == {
-        "task": "mug_on_plate_easy", "cameras": list(TINY_CAMERAS), "seed": 7, "robot_model": "", "assets": "",
+        "task": "mug_on_plate_easy", "cameras": list(TINY_CAMERAS), "seed": 7, "board": False, "robot_model": "",
+        "assets": "",
         "width": TINY_CAMERA.width, "height": TINY_CAMERA.height, "image_rate_hz": 10,
     }  # fmt: skip
     assert nodes["fusion_node"].parameters["artifact"] == nodes["policy_node"].parameters["artifact"] == policy

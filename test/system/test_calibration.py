@@ -24,12 +24,14 @@ from clamp_ros.calibration.session import Session, Shot
 from clamp_ros.calibration.solve import Observed, Solution, distance, observe, solve
 from clamp_ros.contract.interfaces import JOINT_STATES, camera_info_topic, color_topic, depth_topic, optical_frame
 from clamp_ros.contract.robot import LOWER_LIMITS, UPPER_LIMITS
-from clamp_ros.geometry.transforms import axis_angle, make
+from clamp_ros.geometry.transforms import apply, axis_angle, invert, make
 from clamp_ros.record import messages
 from clamp_ros.record.episode import JointSeries
 from clamp_ros.record.metadata import EpisodeMetadata
 from clamp_ros.record.writer import EpisodeWriter
 from clamp_ros.share import share_folder
+from clamp_ros.sim.simulation import Simulation, SimulationConfig
+from clamp_ros.sim.tasks.task import object_pose
 
 BOARD = Board()
 SIZE = (848, 480)
@@ -105,6 +107,31 @@ def test_the_command_computes_writes_and_checks(session, tmp_path, capsys):
     assert cv2.imread(str(folder / "overlay.png")) is not None
     assert cli.main(["calibrate", "check", *common]) == 0
     assert "verdict: in place" in capsys.readouterr().out
+
+
+def test_the_simulation_lays_a_board_where_its_cameras_see_it():
+    """`clamp up sim:=true board:=true`: corners are where the poses of board and cameras say; other seeds move it."""
+    config = SimulationConfig(
+        board=True, look="primitive", cameras=("front_left", "back_right"), width=SIZE[0], height=SIZE[1],
+        render_workers=1,
+    )  # fmt: skip
+    simulation, places = Simulation(config), []
+    try:
+        for seed in range(4):
+            simulation.reset(seed)
+            world_from_board = object_pose(simulation.world.data, "charuco")
+            places.append(world_from_board)
+            for picture in simulation.pictures():
+                seen = BOARD.detect(picture.color)
+                camera_from_world = invert(simulation.world.world_from_camera(picture.camera.name))
+                corners = apply(camera_from_world @ world_from_board, BOARD.corners_m[seen.ids])
+                expected, _ = picture.camera.pinhole.project(corners)
+                assert len(seen) > 20, (seed, picture.camera.name)
+                assert np.abs(seen.pixels - expected).max() < 1.5
+    finally:
+        simulation.close()
+    assert simulation.task_state() is not None
+    assert max(distance(place, places[0])[0] for place in places) > 10.0
 
 
 def test_what_fails_is_not_written(session, tmp_path, capsys):
