@@ -106,8 +106,8 @@ ARGUMENTS = (
 )
 """The arguments of the policy's graph."""
 
-_SHARED = ("sim", "seed", "board", "robot_model", "assets", "record", "record_to", "camera_config", "arm_config", "leaders",
-           "leader_config", "safety_config", "config")
+_SHARED = ("sim", "seed", "board", "robot_model", "assets", "record", "record_to", "camera_config", "arm_config",
+           "leaders", "leader_config", "safety_config", "config")
 TELEOP_ARGUMENTS = (
     Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
     Argument("cameras", "front_left,back_right", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated"),
