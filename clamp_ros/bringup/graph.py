@@ -11,15 +11,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from clamp_ros.bringup.arguments import (
+    ARGUMENTS,
+    RECORD_ARGUMENTS,
+    TELEOP_ARGUMENTS,
+    Argument,
+    camera_names,
+    load_parameter_file,
+    parameter_files,
+    resolve,
+    seconds,
+    whole_number,
+)
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import CAMERAS
 from clamp_ros.contract.robot import ARMS
-from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.policy.artifact import Artifact, Manifest
-from clamp_ros.share import models_folder, share_folder
+from clamp_ros.share import models_folder
 
 PACKAGE = "clamp_ros"
 RESTARTS = 3
@@ -30,26 +39,6 @@ EXIT_CONFIGURATION = 2
 
 FREE_RUNNING_S = 0.034
 """How far apart the images of one set may lie on the robot, whose cameras run free: a period at 30 Hz."""
-
-_SWITCH = ("true", "false")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A launch argument, ``name:=value`` on the command line.
-
-    Attributes:
-        name: as typed.
-        default: value where it is not given; launch arguments are text.
-        doc: what it does, for ``--show-args`` and ``--help``.
-        choices: the values allowed, or none for any.
-    """
-
-    name: str
-    default: str
-    doc: str
-    choices: tuple[str, ...] = ()
-
 
 @dataclass(frozen=True)
 class Node:
@@ -78,77 +67,6 @@ class Node:
         return self.restart and exit_code != EXIT_CONFIGURATION and deaths <= RESTARTS
 
 
-ARGUMENTS = (
-    Argument("sim", "false", "simulate the robot and its cameras with MuJoCo; false drives the hardware", _SWITCH),
-    Argument("task", "mug_on_plate_easy", "what is laid out in the simulation", TASK_NAMES),
-    Argument("policy", "", "folder of the policy artifact, or the name of one that comes with the package; "
-                           "empty takes the one named after the task"),
-    Argument("cameras", "", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated; empty: the policy's"),
-    Argument("seed", "0", "layout of the first episode in the simulation; /sim/reset starts further ones"),
-    Argument("board", "false", "lay a ChArUco board on the simulated table in place of the task's objects, for "
-                               "`clamp calibrate`; other seeds move it", _SWITCH),
-    Argument("robot_model", "", "MuJoCo Menagerie `aloha` folder to take the simulated robot from; empty: built in"),
-    Argument("assets", "", "folder of simulated objects in place of our own, see docs/tasks.md; empty: ours"),
-    Argument("control", "open_loop", "how chunks become commands", ("open_loop", "temporal_ensemble")),
-    Argument("enabled", "auto", "let the policy act as soon as all is up; false waits for /policy/enable; auto does so "
-                                "on the robot only", ("auto", *_SWITCH)),
-    Argument("record", "false", "run the recorder, which waits for /record/start", _SWITCH),
-    Argument("record_to", "data/episodes", "folder for the recorder's bags"),
-    Argument("camera_config", "cameras", "the robot's cameras: a ROS parameter file, or the name of one in "
-                                         "share/clamp_ros/config; sim:=false"),
-    Argument("arm_config", "arms", "the robot's arms: a file as for camera_config; sim:=false"),
-    Argument("takeover", "false", "run teleoperation beside the policy, so that a person can take over", _SWITCH),
-    Argument("leaders", "/dev/ttyDXL_leader", "the leader arms' ports, without _left and _right"),
-    Argument("leader_config", "leaders", "the leader arms: a file as for camera_config"),
-    Argument("safety_config", "safety", "limits of the safety gate: a file as for camera_config"),
-    Argument("config", "", "ROS parameter file laid over everything here, keyed by node name; a path, or the name of "
-                           "one in share/clamp_ros/config"),
-)
-"""The arguments of the policy's graph."""
-
-_SHARED = ("sim", "seed", "board", "robot_model", "assets", "record", "record_to", "camera_config", "arm_config",
-           "leaders", "leader_config", "safety_config", "config")
-TELEOP_ARGUMENTS = (
-    Argument("task", "mug_on_plate_easy", "what is laid out in the simulation, or on the table: the bags' task"),
-    Argument("cameras", "front_left,back_right", f"physical cameras in use, of {', '.join(CAMERAS)}; comma-separated"),
-    Argument("operator", "", "who moves the leaders, for the bags"),
-    *(argument for argument in ARGUMENTS if argument.name in _SHARED),
-)
-"""The arguments of teleoperation's graph."""
-
-RECORD_ARGUMENTS = (
-    Argument("by", "policy", "who moves the arms: the policy, a person with the leader arms, or a bag by "
-                             "`clamp replay`", ("policy", "teleop", "replay")),
-    *(argument for argument in ARGUMENTS if argument.name != "record"),
-    Argument("operator", "", "who moves the arms, for the bags; empty: the policy's name"),
-    Argument("images", "raw", "of cameras in the bags: raw, or compressed; the simulation has raw ones only",
-             ("raw", "compressed")),
-    Argument("compression", "lz4", "of the bags' chunks", ("none", "lz4", "zstd")),
-    Argument("keep_s", "5", "seconds that are held in memory between episodes, for /record/keep; 0 holds none"),
-)
-"""The arguments of a recording session's graph: the policy's, and the recorder's."""
-
-
-def resolve(given: Mapping[str, str], arguments: Sequence[Argument] = ARGUMENTS) -> dict[str, str]:
-    """Every argument's value.
-
-    Args:
-        given: what the user typed.
-        arguments: what there is.
-
-    Raises:
-        ConfigError: an argument is unknown (with the nearest name) or its value is not among the choices.
-    """
-    known = {argument.name: argument for argument in arguments}
-    for name, value in given.items():
-        if name not in known:
-            raise unknown_key(name, known, "launch argument")
-        choices = known[name].choices
-        if choices and value not in choices:
-            raise ConfigError(f"{name}:={value} is not possible, expected one of {', '.join(choices)}")
-    return {name: given.get(name, argument.default) for name, argument in known.items()}
-
-
 def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
     """The nodes that run the policy on the robot, or on its simulation.
 
@@ -159,32 +77,28 @@ def aloha_policy(given: Mapping[str, str]) -> tuple[Node, ...]:
         ConfigError: an argument is unknown or impossible.
     """
     values = resolve(given)
-    sim = values["sim"] == "true"
     artifact = Artifact.load(artifact_folder(values["policy"] or values["task"]))
     manifest, folder = artifact.manifest, str(artifact.folder)
-    cameras = _cameras(values["cameras"]) or list(manifest.cameras)
-    files = _parameter_files("config", values["config"])
-    clock = {"use_sim_time": True} if sim else {}
-    matching = {} if sim else {"match_tolerance_s": FREE_RUNNING_S}
-    enabled = sim if values["enabled"] == "auto" else values["enabled"] == "true"
+    cell = _Cell(values, camera_names(values["cameras"]) or list(manifest.cameras))
+    matching = {} if cell.sim else {"match_tolerance_s": FREE_RUNNING_S}
+    enabled = cell.sim if values["enabled"] == "auto" else values["enabled"] == "true"
     nodes = [
-        *(_simulation(values, cameras, files, _images(manifest)) if sim else hardware(values, cameras, files)),
+        *cell.body(_images(manifest) if cell.sim else {}),
         Node(
-            "fusion_node", "clamp_ros.fusion.fusion_node", files=files, restart=True,
-            parameters={**clock, "artifact": folder, "cameras": cameras, **matching},
+            "fusion_node", "clamp_ros.fusion.fusion_node", files=cell.files, restart=True,
+            parameters={**cell.clock, "artifact": folder, "cameras": cell.cameras, **matching},
         ),
         Node(
-            "policy_node", "clamp_ros.policy.policy_node", files=files, restart=True,
-            parameters={**clock, "artifact": folder, "enabled": enabled, **matching, **_replanning(values)},
+            "policy_node", "clamp_ros.policy.policy_node", files=cell.files, restart=True,
+            parameters={**cell.clock, "artifact": folder, "enabled": enabled, **matching, **_replanning(values)},
         ),
-        _control(values, files, {**clock, "mode": values["control"]}),
-    ]
+        cell.control(mode=values["control"]),
+    ]  # fmt: skip
     if values["takeover"] == "true":
-        nodes.append(_teleop(values, files, clock))
+        nodes.append(cell.teleop())
     if values["record"] == "true":
-        nodes.append(_recorder(values, files, {**clock, "cameras": cameras, "operator": manifest.name}))
-    _check_sections(files, nodes)
-    return _watched(nodes)
+        nodes.append(cell.recorder(operator=manifest.name))
+    return cell.checked(nodes)
 
 
 def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
@@ -197,20 +111,11 @@ def aloha_teleop(given: Mapping[str, str]) -> tuple[Node, ...]:
         ConfigError: an argument is unknown or impossible.
     """
     values = resolve(given, TELEOP_ARGUMENTS)
-    sim, record = values["sim"] == "true", values["record"] == "true"
-    cameras = _cameras(values["cameras"])
-    files = _parameter_files("config", values["config"])
-    clock = {"use_sim_time": True} if sim else {}
-    nodes = [
-        *(_simulation(values, cameras, files, {}) if sim else hardware(values, cameras, files)),
-        _control(values, files, {**clock, "source": "teleop"}),
-        _teleop(values, files, {**clock, "hand_back": "teleop", "record": record}),
-    ]  # fmt: skip
+    cell, record = _Cell(values, camera_names(values["cameras"])), values["record"] == "true"
+    nodes = [*cell.body(), cell.control(source="teleop"), cell.teleop(hand_back="teleop", record=record)]
     if record:
-        told = {"cameras": cameras, "operator": values["operator"], "task": values["task"]}
-        nodes.append(_recorder(values, files, {**clock, **told}))
-    _check_sections(files, nodes)
-    return _watched(nodes)
+        nodes.append(cell.recorder(operator=values["operator"], task=values["task"]))
+    return cell.checked(nodes)
 
 
 def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
@@ -226,31 +131,17 @@ def aloha_record(given: Mapping[str, str]) -> tuple[Node, ...]:
     if values["sim"] == "true" and values["images"] == "compressed":
         raise ConfigError("images:=compressed needs the robot's cameras; the simulation publishes raw images only")
     if values["by"] == "replay":
-        nodes = _replay(values)
+        cell = _Cell(values, camera_names(values["cameras"]) or list(CAMERAS))
+        nodes = cell.checked([*cell.body(), cell.control(source="replay"), cell.recorder()])
     else:
         arguments, make = GRAPHS[values["by"]]
         own = {argument.name for argument in arguments}
         nodes = make({"record": "true", **{name: text for name, text in values.items() if name in own and text}})
-    more = {name: values[name] for name in ("images", "compression")} | {"keep_s": _seconds("keep_s", values["keep_s"])}
+    more = {name: values[name] for name in ("images", "compression")} | {"keep_s": seconds("keep_s", values["keep_s"])}
     if values["operator"]:
         more["operator"] = values["operator"]
     changes = {"recorder_node": more, "camera_node": {"compressed": True} if values["images"] == "compressed" else {}}
     return tuple(replace(node, parameters={**node.parameters, **changes.get(node.name, {})}) for node in nodes)
-
-
-def _replay(values: Mapping[str, str]) -> tuple[Node, ...]:
-    """Arms that wait for `clamp replay`, cameras, and the recorder."""
-    cameras = _cameras(values["cameras"]) or list(CAMERAS)
-    files = _parameter_files("config", values["config"])
-    sim = values["sim"] == "true"
-    clock = {"use_sim_time": True} if sim else {}
-    nodes = (
-        *(_simulation(values, cameras, files, {}) if sim else hardware(values, cameras, files)),
-        _control(values, files, {**clock, "source": "replay"}),
-        _recorder(values, files, {**clock, "cameras": cameras}),
-    )
-    _check_sections(files, nodes)
-    return _watched(nodes)
 
 
 GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tuple[Node, ...]]]] = {
@@ -261,66 +152,91 @@ GRAPHS: dict[str, tuple[tuple[Argument, ...], Callable[[Mapping[str, str]], tupl
 """Every graph, for launch/aloha_NAME.launch.py and `clamp up NAME`: its arguments, and what makes its nodes."""
 
 
-def _control(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
-    """The death of the robot's arms is an emergency stop; the simulation's ends the system."""
-    safety_files = _parameter_files("safety_config", values["safety_config"])
-    required = {} if values["sim"] == "true" else {"alive.required": ["arm_node"]}
-    return Node(
-        "control_node", "clamp_ros.control.control_node", files=(*safety_files, *files), takes_stop=True,
-        parameters={**parameters, **required},
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Cell:
+    """What the nodes of one graph share: the arguments' values and the cameras in use."""
+
+    values: Mapping[str, str]
+    cameras: list[str]
+
+    @property
+    def sim(self) -> bool:
+        return self.values["sim"] == "true"
+
+    @property
+    def clock(self) -> dict[str, Any]:
+        return {"use_sim_time": True} if self.sim else {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The user's file, over every node's parameters."""
+        return self._file("config")
+
+    def _file(self, argument: str) -> tuple[Path, ...]:
+        return parameter_files(argument, self.values[argument])
+
+    def body(self, images: Mapping[str, Any] | None = None) -> tuple[Node, ...]:
+        """Arms and cameras: the drivers, or the simulation, whose `images` are of a size and rate."""
+        return self._simulation(images or {}) if self.sim else hardware(self.values, self.cameras)
+
+    def _simulation(self, images: Mapping[str, Any]) -> tuple[Node, ...]:
+        values = self.values
+        parameters = {
+            "task": values["task"],
+            "cameras": self.cameras,
+            "board": values["board"] == "true",
+            "seed": whole_number("seed", values["seed"]),
+            "robot_model": values["robot_model"],
+            "assets": values["assets"],
+            **images,
+        }
+        return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=self.files, parameters=parameters),)
+
+    def control(self, **parameters: Any) -> Node:
+        """The death of the robot's arms is an emergency stop; the simulation's ends the system."""
+        required = {} if self.sim else {"alive.required": ["arm_node"]}
+        return Node(
+            "control_node", "clamp_ros.control.control_node", takes_stop=True,
+            files=(*self._file("safety_config"), *self.files), parameters={**self.clock, **parameters, **required},
+        )  # fmt: skip
+
+    def teleop(self, **parameters: Any) -> Node:
+        """Begins anew after a death, since it begins idle and the control node holds meanwhile."""
+        ports = {f"{arm}.port": f"{self.values['leaders']}_{arm}" for arm in ARMS}
+        return Node(
+            "teleop_node", "clamp_ros.arm.teleop_node", restart=True,
+            files=(*self._file("leader_config"), *self.files), parameters={**ports, **self.clock, **parameters},
+        )  # fmt: skip
+
+    def recorder(self, **parameters: Any) -> Node:
+        """What the robot's cameras and arms are set to goes into every bag."""
+        told = {**self.clock, "cameras": self.cameras, **parameters, "folder": self.values["record_to"]}
+        if not self.sim:
+            told["calibration"] = [str(p) for name in ("camera_config", "arm_config") for p in self._file(name)]
+        return Node("recorder_node", "clamp_ros.record.recorder_node", files=self.files, restart=True, parameters=told)
+
+    def checked(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
+        """The graph, whose control node says when it hears nothing of another node; the arms' driver says so of it.
+
+        Raises:
+            ConfigError: the user's file addresses a node that does not run.
+        """
+        _check_sections(self.files, nodes)
+        others = [node.name for node in nodes if node.name != "control_node"]
+
+        def told(node: Node) -> Node:
+            required = node.parameters.get("alive.required", [])
+            watched = [name for name in others if name not in required]
+            return replace(node, parameters={**node.parameters, "alive.watched": watched})
+
+        return tuple(told(node) if node.name == "control_node" else node for node in nodes)
 
 
-def _watched(nodes: Sequence[Node]) -> tuple[Node, ...]:
-    """Has the control node say when it hears nothing of another node; the arms' driver says so of the control node."""
-    others = [node.name for node in nodes if node.name != "control_node"]
-
-    def told(node: Node) -> Node:
-        required = node.parameters.get("alive.required", [])
-        watched = [name for name in others if name not in required]
-        return replace(node, parameters={**node.parameters, "alive.watched": watched})
-
-    return tuple(told(node) if node.name == "control_node" else node for node in nodes)
-
-
-def _teleop(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
-    """Begins anew after a death, since it begins idle and the control node holds meanwhile."""
-    ports = {f"{arm}.port": f"{values['leaders']}_{arm}" for arm in ARMS}
-    leader_files = _parameter_files("leader_config", values["leader_config"])
-    return Node(
-        "teleop_node", "clamp_ros.arm.teleop_node", files=(*leader_files, *files), restart=True,
-        parameters={**ports, **parameters},
-    )  # fmt: skip
-
-
-def _recorder(values: Mapping[str, str], files: tuple[Path, ...], parameters: Mapping[str, Any]) -> Node:
-    """What the robot's cameras and arms are set to goes into every bag."""
-    parameters = {**parameters, "folder": values["record_to"]}
-    if values["sim"] == "false":
-        names = ("camera_config", "arm_config")
-        parameters["calibration"] = [str(path) for name in names for path in _parameter_files(name, values[name])]
-    return Node("recorder_node", "clamp_ros.record.recorder_node", files=files, restart=True, parameters=parameters)
-
-
-def _simulation(
-    values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...], images: Mapping[str, Any]
-) -> tuple[Node, ...]:
-    parameters = {
-        "task": values["task"],
-        "cameras": cameras,
-        "board": values["board"] == "true",
-        "seed": _integer("seed", values["seed"]),
-        "robot_model": values["robot_model"],
-        "assets": values["assets"],
-        **images,
-    }
-    return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=files, parameters=parameters),)
-
-
-def hardware(values: Mapping[str, str], cameras: list[str], files: tuple[Path, ...]) -> tuple[Node, ...]:
+def hardware(values: Mapping[str, str], cameras: list[str]) -> tuple[Node, ...]:
     """The drivers. A camera that died is opened again by a new process; arms must not move behind the user's back."""
-    camera_files = _parameter_files("camera_config", values["camera_config"])
-    arm_files = _parameter_files("arm_config", values["arm_config"])
+    files, camera_files, arm_files = (
+        parameter_files(name, values[name]) for name in ("config", "camera_config", "arm_config")
+    )
     return (
         Node(
             "camera_node", "clamp_ros.camera.camera_node", files=(*camera_files, *files), restart=True,
@@ -363,41 +279,6 @@ def _images(manifest: Manifest) -> dict[str, Any]:
     return {"width": width, "height": height, "image_rate_hz": int(manifest.image_rate_hz)}
 
 
-def _cameras(text: str) -> list[str]:
-    cameras = [name.strip() for name in text.split(",") if name.strip()]
-    for name in cameras:
-        if name not in CAMERAS:
-            raise unknown_key(name, CAMERAS, "camera")
-    if len(set(cameras)) != len(cameras):
-        raise ConfigError(f"cameras:={text} names a camera twice")
-    return cameras
-
-
-def _integer(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"{name}:={text} is not possible, expected a whole number") from None
-
-
-def _seconds(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{name}:={text} is not possible, expected a number of seconds") from None
-
-
-def _parameter_files(argument: str, text: str) -> tuple[Path, ...]:
-    if not text:
-        return ()
-    folder = share_folder() / "config"
-    for path in (Path(text), folder / f"{text}.yaml"):
-        if path.is_file():
-            return (path.resolve(),)
-    shipped = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ConfigError(f"{argument}:={text} does not exist; expected a ROS parameter file, or one of: {shipped}")
-
-
 def _check_sections(files: Sequence[Path], nodes: Sequence[Node]) -> None:
     """Refuses a parameter file that addresses a node which does not run; the nodes refuse unknown parameters."""
     names = {node.name for node in nodes}
@@ -407,18 +288,3 @@ def _check_sections(files: Sequence[Path], nodes: Sequence[Node]) -> None:
                 raise unknown_key(section, names, f"node in {path}")
             if not isinstance(content, dict) or set(content) != {"ros__parameters"}:
                 raise ConfigError(f"{path}: {section} must hold the one key ros__parameters")
-
-
-def load_parameter_file(path: Path) -> dict[str, Any]:
-    """A ROS parameter file as a mapping of node names.
-
-    Raises:
-        ConfigError: it is not YAML, or not such a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a mapping of node names, each with ros__parameters")
-    return content

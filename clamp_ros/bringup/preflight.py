@@ -146,7 +146,7 @@ def _without_policy(values: Mapping[str, str], checks: list[Check]) -> tuple[gra
         return ()
     cameras = [name.strip() for name in values["cameras"].split(",") if name.strip()] or list(CAMERAS)
     try:
-        return graph.hardware(values, cameras, ())
+        return graph.hardware(values, cameras)
     except ConfigError as error:
         checks.append(failed("config", "launch", str(error), "clamp up --show-args"))
         return ()
