@@ -39,7 +39,7 @@ from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
 from clamp_ros.ros.tf import TfBroadcaster
 from clamp_ros.ros.worker import NewestWorker
 
@@ -206,15 +206,9 @@ class ArmNode(Node):
         self._publisher.close()
 
 
-def _make() -> ArmNode:
-    node = ArmNode()
-    prepare_realtime(node, node.realtime_priority)
-    return node
-
-
 def main() -> int:
     """Entry point of the executable `arm_node`."""
-    return run_node(_make)
+    return run_node(ArmNode)
 
 
 if __name__ == "__main__":

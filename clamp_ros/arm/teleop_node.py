@@ -49,7 +49,7 @@ from clamp_ros.contract.interfaces import (
 from clamp_ros.contract.robot import ARMS, CONTROL_PERIOD_NS
 from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, interface_type, prepare_realtime, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, interface_type, run_node, serve, subscribe
 
 _LEVELS = {
     State.IDLE: DiagnosticStatus.OK,
@@ -293,15 +293,9 @@ class TeleopNode(Node):
         self._leaders.close()
 
 
-def _make() -> TeleopNode:
-    node = TeleopNode()
-    prepare_realtime(node, node.realtime_priority)
-    return node
-
-
 def main() -> int:
     """Entry point of the executable `teleop_node`."""
-    return run_node(_make)
+    return run_node(TeleopNode)
 
 
 if __name__ == "__main__":

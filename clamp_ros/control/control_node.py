@@ -63,7 +63,7 @@ from clamp_ros.ros.convert import (
 )
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, prepare_realtime, run_node, serve, subscribe
+from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
 
 _LEVELS = {
     State.IDLE: DiagnosticStatus.WARN,
@@ -144,9 +144,10 @@ class ControlNode(Node):
         """Stops listening to the clock; `run_node` calls it before the node is destroyed."""
         self._jump.unregister()
 
-    def prepare_realtime(self) -> None:
-        """Raises this process's priority where it may, and keeps the garbage collector from what is there already."""
-        prepare_realtime(self, self._config.realtime_priority)
+    @property
+    def realtime_priority(self) -> int:
+        """The parameter."""
+        return self._config.realtime_priority
 
     def stop(self, reason: str) -> None:
         """Latches the emergency stop; any thread may call it."""
@@ -321,7 +322,6 @@ def _check_source(parameters: list[Parameter[Any]]) -> SetParametersResult:
 
 def _make() -> ControlNode:
     node = ControlNode()
-    node.prepare_realtime()
     threading.Thread(target=_stop_by_key, args=(node,), daemon=True).start()
     return node
 

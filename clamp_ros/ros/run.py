@@ -5,6 +5,7 @@ A node is started by ``run_node(FactoryOrClass)``, which owns signals, the execu
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -239,7 +240,17 @@ class _Stop:
         self._reader.close()
 
 
-def prepare_realtime(node: Node, priority: int) -> None:
+@runtime_checkable
+class RealtimeNode(Protocol):
+    """A node whose process is raised to SCHED_FIFO where the user may, once the node is made."""
+
+    @property
+    def realtime_priority(self) -> int:
+        """1 to 90; 0 leaves the scheduler alone."""
+        ...
+
+
+def _prepare_realtime(node: Node, priority: int) -> None:
     """Raises this process to SCHED_FIFO where the user may, and keeps the garbage collector from what is there already.
 
     All threads are raised: a loop waits for locks that the middleware's threads hold while they are starved.
@@ -255,7 +266,8 @@ def prepare_realtime(node: Node, priority: int) -> None:
     scheduling = os.sched_param(priority)
     try:
         for thread in Path("/proc/self/task").iterdir():
-            os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, scheduling)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, scheduling)
     except PermissionError:
         node.get_logger().info("no right to real-time priority; under load the node may jitter more")
 
@@ -266,7 +278,8 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     Sets the environment's defaults, starts ROS, builds the node, spins. On SIGINT or SIGTERM the callback in progress
     ends, then `node.close()`, where the node has one, stops its threads and children while ROS is still up. (Not
     `destroy_node`: rclpy calls that on nodes whose constructor failed, too. And no MultiThreadedExecutor: it loses
-    frames under load; heavy work belongs in a thread of its own.)
+    frames under load; heavy work belongs in a thread of its own.) A node with the attribute `realtime_priority` is a
+    `RealtimeNode`: its process gets that priority.
 
     Args:
         factory: makes the node; usually its class.
@@ -311,6 +324,8 @@ def _start_ros(argv: list[str]) -> None:
 def _spin(factory: Callable[[], Node], stop: _Stop) -> None:
     with environment.fresh_ports():
         node = factory()
+    if isinstance(node, RealtimeNode):
+        _prepare_realtime(node, node.realtime_priority)
     try:
         with SingleThreadedExecutor() as executor:
             executor.add_node(node)

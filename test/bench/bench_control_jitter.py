@@ -127,7 +127,6 @@ def control_loop(seconds: float, answer: Connection) -> None:
     def make() -> Node:
         node = ControlNode()
         node._commands = Publisher(node._commands)  # type: ignore[assignment]
-        node.prepare_realtime()
         threading.Timer(seconds + 3.0, os.kill, (os.getpid(), 2)).start()
         return node
 
