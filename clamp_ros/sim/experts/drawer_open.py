@@ -9,6 +9,7 @@ one of two ways: by the pinched knob, or by shut fingers against the knob.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,8 +46,12 @@ SHUT_FINGERS_M = 0.0079
 BACKED_OFF_M = 0.075
 FINGERTIP_M = 0.010
 """From the pads' middle to the end of the fingers."""
-_OFF_FRONT_RAD = (np.deg2rad(15.0), np.deg2rad(30.0), np.deg2rad(45.0), np.deg2rad(55.0))
-"""How far the fingers may point past the drawer's own direction; farther, they would touch its front."""
+_OFF_FRONT_RAD = (np.deg2rad(15.0), np.deg2rad(30.0), np.deg2rad(45.0))
+"""How far the fingers may point past the drawer's own direction."""
+_FAR_OFF_FRONT_RAD = (np.deg2rad(55.0),)
+"""Where nothing else is in reach: the palm may meet the other knob; farther, fingers would touch the front."""
+_HANDY_RAD = np.deg2rad(100.0)
+"""An arm that would have to turn farther from its own plane hits the front, or the other knob, with its palm."""
 
 
 def make_drawer_open_expert(world: World, rng: np.random.Generator) -> Expert:
@@ -106,15 +111,16 @@ def move_drawer(world: World, rng: np.random.Generator, drawer: str, move_m: flo
         return targets
 
     turn = {arm: _wrapped(outward_rad(arm, at_knob) - inward) for arm in ARMS}
-    arms = sorted(ARMS, key=lambda arm: abs(turn[arm]) + abs(reach_m(arm, at_knob) - 0.45),
-                  reverse=bool(rng.random() < 0.25))  # fmt: skip
-    first = int(rng.integers(1, 4))
+    arms = sorted(ARMS, key=lambda arm: abs(turn[arm]) + abs(reach_m(arm, at_knob) - 0.45))
+    if rng.random() < 0.25 and abs(turn[arms[1]]) < _HANDY_RAD:
+        arms.reverse()
+    first = int(rng.integers(1, 4)) - (not pinched)  # shut fingers slip off a knob that they come to from aside
     return first_possible(
         lambda arm=arm, off=off, pitch=pitch, slower=slower: way(arm, off, pitch, slower * pace)
         for slower in (1.0, 0.7)
-        for arm in arms
+        for arm, sides in product(arms, (np.roll(_OFF_FRONT_RAD, -first), _FAR_OFF_FRONT_RAD))
         for pitch in (usual_pitch, np.deg2rad(45.0), np.deg2rad(55.0), np.deg2rad(22.0))
-        for off in np.roll(_OFF_FRONT_RAD, -first)
+        for off in sides
     )
 
 
