@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.interfaces import CAMERAS
 
 _MORE = """\
 verbs:
@@ -146,6 +148,8 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 def _four(name: str, text: str) -> tuple[float, float, float, float]:
+    if name not in CAMERAS:
+        raise unknown_key(name, CAMERAS, "camera of --intrinsics")
     try:
         fx, fy, cx, cy = map(float, text.split(","))
     except ValueError:

@@ -399,7 +399,11 @@ def test_a_bag_is_not_imported_over_another(bags, tmp_path):
         (["import", "/nowhere", "--from", "lerobot", "--out", "x"], "lacks meta/info.json"),
         (["import", ".", "--from", "aloha_hdf5", "--out", "x"], "holds no .hdf5 file"),
         (["import", ".", "--from", "aloha_hdf5", "--out", "x", "--camera", "high"], "expected NAME=VALUE"),
-        (["import", ".", "--from", "lerobot", "--out", "x", "--intrinsics", "a=1,2"], "expected FX,FY,CX,CY"),
+        (["import", ".", "--from", "lerobot", "--out", "x", "--intrinsics", "wrist_left=1,2"], "expected FX,FY,CX,CY"),
+        (
+            ["import", ".", "--from", "lerobot", "--out", "x", "--intrinsics", "wrist_lef=1,2,3,4"],
+            "did you mean 'wrist_left'",
+        ),
         (["import", ".", "--from", "lerobot", "--out", "x", "--image-every", "0"], "expected at least 1"),
     ],
 )
