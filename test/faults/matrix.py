@@ -28,6 +28,7 @@ STEP_RAD = 0.25
 """No goal may change by more at once: two late ticks at full speed, and where an arm stands behind its goal."""
 WATCH_S = 1.0
 CALM_S = 6.0
+_PAUSE_S = 3.0
 _DIAGNOSTICS_S = 2.5
 
 
@@ -146,6 +147,8 @@ def _watch(stack: Stack, fault: Fault, mark: Mark, outcome: Outcome) -> None:
         return not fault.says or bool(_said(stack, fault, mark))
 
     stack.spin(fault.patience_s, settled)
+    if fault.expect is Expect.GO_ON:  # on a busy machine a chunk may be late, and the arms hold for a moment
+        stack.spin(_PAUSE_S, lambda: not stack.still())
     held = stack.still()
     if held:
         since_s = held_since_s(stack.goals(mark.at_s), mark.at_s, time.monotonic())

@@ -228,7 +228,7 @@ class Stack:
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "clamp_ros.cli", "up", *self.words()],
-                env={**os.environ, "CLAMP_FAULTS": str(self.folder)}, preexec_fn=die_with_parent,
+                env={**os.environ, "CLAMP_FAULTS": str(self.folder)}, preexec_fn=_prepare(),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         if self.robot:
@@ -467,6 +467,17 @@ class Stack:
     def forget_bags(self) -> None:
         """Removes what was recorded."""
         shutil.rmtree(self.record_to, ignore_errors=True)
+
+
+def _prepare() -> Callable[[], None]:
+    """For the system's process: it dies with this one, and is as nice, which children of one that hurries are not."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def prepare() -> None:
+        die_with_parent()
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+
+    return prepare
 
 
 def _hurry() -> None:
