@@ -95,6 +95,7 @@ class World:
         self.cameras = dict(DEFAULT_CAMERAS if cameras is None else cameras)
         spec = build_robot_spec(look, robot_model)
         self.assets = add_objects(spec, self.task, Path(assets) if assets else None)
+        self.task.add_scenery(spec)
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self._substeps = round(1.0 / (CONTROL_RATE_HZ * self.model.opt.timestep))

@@ -40,7 +40,6 @@ from clamp_ros.contract.interfaces import (
 from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.record.episode import Episode
 from clamp_ros.record.recorder_node import RecorderNode
-from clamp_ros.record.recover import recover
 from clamp_ros.record.view import table
 from clamp_ros.ros.convert import camera_info_message, image_message, joint_state_message, transform_message
 from clamp_ros.ros.run import advertise, interface_type, qos_profile, subscribe
@@ -245,20 +244,6 @@ def test_a_killed_recorder_leaves_a_bag_that_the_command_line_mends(ros, source,
     with Episode.open(bag) as episode:
         assert episode.metadata.outcome == "interrupted"
         assert len(episode.frames(CAMERA)) >= 4
-
-
-def test_a_recorder_killed_at_once_has_kept_what_came_first(ros, source, tmp_path):
-    with start_process(tmp_path, "-p", "flush_s:=60.0") as process:
-        ros.spin_until(connected(source), 30.0)
-        ros.spin_until(lambda: list(tmp_path.glob("*.partial/*.mcap")), 20.0)
-        (file,) = tmp_path.glob("*.partial/*.mcap")
-        ros.spin_until(lambda: file.stat().st_size > 0, 20.0, "the bag's head")
-        before = file.stat().st_size
-        source.send[JOINT_STATES.name].publish(joint_state_message(np.zeros(14), 20_000_000))
-        ros.spin_until(lambda: file.stat().st_size > before, 20.0, "the first message to reach the disk")
-        process.kill()
-    with Episode.open(recover(file.parent).path) as episode:
-        assert sum(topic.count for topic in episode.topics.values()) >= 1
 
 
 def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_path):

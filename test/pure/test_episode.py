@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,24 @@ def test_a_killed_writer_leaves_a_bag_that_can_be_recovered(tmp_path):
         got = episode.joint_states
         assert len(got) > TICKS // 2  # all but the chunk in progress and what Python had not handed to the kernel
         assert np.array_equal(got.positions, [joints_at(t) for t in range(len(got))])
+
+
+def test_the_first_message_reaches_the_disk_without_waiting_for_the_next_chunk(tmp_path):
+    writer = EpisodeWriter(tmp_path / "bag", METADATA, flush_s=60.0)
+    try:
+        (file,) = (tmp_path / "bag.partial").glob("*.mcap*")
+        deadline = time.monotonic() + 20.0
+        while not (head := file.stat().st_size):
+            assert time.monotonic() < deadline, "the bag's head does not come"
+            time.sleep(0.005)
+        writer.write("/joint_states", "sensor_msgs/msg/JointState", 1, b"\0" * 4000)
+        while file.stat().st_size <= head:
+            assert time.monotonic() < deadline, "the first message does not come"
+            time.sleep(0.005)
+        shutil.copytree(tmp_path / "bag.partial", tmp_path / "killed.partial")
+    finally:
+        writer.close("unknown")
+    assert recover(tmp_path / "killed.partial").message_count == 1
 
 
 def test_a_bag_that_is_being_written_is_left_alone(tmp_path):

@@ -88,7 +88,7 @@ def test_no_input_makes_an_unsafe_command(events: list[Any], config: SafetyConfi
             assert (command <= UPPER_LIMITS).all()
             dt_s = min(max(passed_ns, 0), T) / 1e9
             if last is None:  # where the arms are
-                np.testing.assert_array_equal(command, np.clip(measured, LOWER_LIMITS, UPPER_LIMITS))
+                np.testing.assert_allclose(command, np.clip(measured, LOWER_LIMITS, UPPER_LIMITS), rtol=0.0, atol=1e-12)
                 velocity = np.zeros(NUM_JOINTS)
             elif dt_s < 1e-4:  # too short to tell a velocity by
                 assert (np.abs(command - last) <= speed * dt_s + 1e-12).all()

@@ -43,7 +43,7 @@ def test_kept_weights_become_artifacts_that_know_their_step_run_and_seeds(store:
     out = tmp_path / "mine"
     assert main(["export", *words, "--policy", *map(str, kept), "--out", str(out)]) == 0
     folders = [out / "mine_00000002", out / "mine_00000004"]
-    assert capsys.readouterr().out.splitlines()[-2:] == [f"{folder}: exported" for folder in folders]
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"{folder}: exported, fp32" for folder in folders]
     for folder, step in zip(folders, (2, 4), strict=True):
         manifest = Artifact.load(folder).manifest
         # the last of three episodes was held out

@@ -36,7 +36,7 @@ class BoardOnTable(Task):
     def __init__(self) -> None:
         self._board = Board()
 
-    def add_objects(self, spec: mujoco.MjSpec) -> None:
+    def add_scenery(self, spec: mujoco.MjSpec) -> None:
         """Adds the board, which nothing touches."""
         add_board(spec, self._board)
 

@@ -48,6 +48,9 @@ class Task(ABC):
         """Adds one of the task's objects, of our own geometry, to a model."""
         ADD_OBJECT[name](spec)
 
+    def add_scenery(self, spec: mujoco.MjSpec) -> None:  # noqa: B027 (most tasks have none)
+        """Adds what is there beside the objects, and no object of anybody's own takes the place of."""
+
     @abstractmethod
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
         """Lays the objects out at random; all randomness comes from `rng`."""
