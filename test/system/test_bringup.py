@@ -59,11 +59,14 @@ class Cell:
         )
 
     def until_held(self, commands: int = 25) -> None:
-        """Half a second of commands, all the same."""
+        """Half a second of commands, all the same, once the arms have braked."""
         self.until_status("holding")
         self.commands.clear()
-        self.session.spin_until(lambda: len(self.commands) >= commands, STATUS_S, "commands while holding")
-        assert len(set(self.commands)) == 1
+
+        def held() -> bool:
+            return len(self.commands) >= commands and len(set(self.commands[-commands:])) == 1
+
+        self.session.spin_until(held, STATUS_S, "commands that stay while holding")
 
 
 def _pid(node: str) -> int:
