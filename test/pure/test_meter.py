@@ -97,6 +97,7 @@ def test_every_block_of_a_run_is_compiled_where_asked(store: Store, tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it loads its compiler
+@pytest.mark.long
 def test_a_compiled_block_is_the_same_block_at_every_length() -> None:
     torch.manual_seed(0)
     plain = EncoderBlock(8, 2, 16)

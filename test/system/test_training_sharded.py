@@ -83,6 +83,7 @@ def assert_same(a: Path, b: Path) -> None:
             assert (second[name] - value).float().square().mean().sqrt() < 0.01 * 4 * LEARNING_RATE, name
 
 
+@pytest.mark.long
 def test_sharded_encoders_go_on_from_one_process_and_one_from_them(folder: Path, tmp_path: Path) -> None:
     """Two steps of one process, then two in shares are four of one: the chunked loss, dropout, gradient checkpointing,
     gradient clipping, the optimiser's moments and held-out scalars included."""
