@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import CAMERAS
+from clamp_ros.verbs import VerbParser
 
 _MORE = """\
 verbs:
@@ -35,13 +34,6 @@ _FORMATS = ("aloha_hdf5", "lerobot")
 _NEEDS = {"aloha_hdf5": "h5py", "lerobot": "pyarrow"}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
-
-
 def main(words: Sequence[str]) -> int:
     """Runs the words after `clamp bag`; returns the exit code."""
     first = words[0] if words else ""
@@ -53,10 +45,8 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser(name: str, description: str) -> _Parser:
-    return _Parser(
-        prog=f"clamp bag{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(name: str, description: str) -> VerbParser:
+    return VerbParser(f"clamp bag{name}", description)
 
 
 def _recover(words: Sequence[str]) -> int:

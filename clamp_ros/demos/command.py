@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.tasks import TASK_NAMES
+from clamp_ros.verbs import VerbParser
 
 if TYPE_CHECKING:
     from clamp_ros.demos.folder import Summary
@@ -27,13 +28,6 @@ also:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
-
-
 def main(words: Sequence[str]) -> int:
     """Runs the words after `clamp demos`; returns the exit code."""
     first = words[0] if words else ""
@@ -44,10 +38,8 @@ def main(words: Sequence[str]) -> int:
     return _make(words)
 
 
-def _parser(name: str, description: str) -> _Parser:
-    return _Parser(
-        prog=f"clamp demos{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(name: str, description: str) -> VerbParser:
+    return VerbParser(f"clamp demos{name}", description)
 
 
 def _add_look(parser: argparse.ArgumentParser) -> None:
