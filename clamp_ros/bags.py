@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser(name: str, description: str) -> VerbParser:
-    return VerbParser(f"clamp bag{name}", description)
+    return VerbParser(
+        prog=f"clamp bag{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def _recover(words: Sequence[str]) -> int:

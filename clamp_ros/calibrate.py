@@ -34,6 +34,7 @@ from clamp_ros.contract.interfaces import CAMERAS, optical_frame
 from clamp_ros.contract.robot import GRIPPER_INDICES
 from clamp_ros.record.episode import Episode, JointSeries
 from clamp_ros.share import share_folder
+from clamp_ros.verbs import VerbParser
 
 EXIT_PROBLEM = 1
 PAUSE_NS = 2 * STILL_NS
@@ -41,16 +42,11 @@ PAUSE_NS = 2 * STILL_NS
 _ICP_SHOTS = 4
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser; each command sets `run`."""
-    parser = _Parser(prog="clamp calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = VerbParser(
+        prog="clamp calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     one = commands.add_parser("board", help="the ChArUco board at true scale, as PDF or PNG")
     one.add_argument("out", type=Path, metavar="FILE", help="ends in .pdf or .png")

@@ -18,6 +18,7 @@ from typing import Any
 import clamp_ros
 from clamp_ros.contract.errors import ClampError, ConfigError
 from clamp_ros.contract.tasks import TASK_NAMES
+from clamp_ros.verbs import VerbParser
 
 EXIT_PROBLEM = 1
 EXIT_USER_ERROR = 2
@@ -37,16 +38,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, with the nearest valid command."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each command sets `run`, which takes the parsed arguments."""
-    parser = _Parser(
+    parser = VerbParser(
         prog="clamp",
         description="Run, record, demonstrate and score policies that see in 3D, on ALOHA 2 or in simulation.",
         epilog=_EPILOG,

@@ -1,4 +1,4 @@
-"""Command lines of commands with verbs of their own, such as `clamp demos` and `clamp bag`."""
+"""How every command line of `clamp` says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from clamp_ros.contract.errors import ConfigError
 
 
 class VerbParser(argparse.ArgumentParser):
-    """A parser whose description keeps its lines, and whose errors are a `ConfigError` of one line."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A parser whose errors are a `ConfigError` of one line that names where to read more."""
 
     def error(self, message: str) -> Any:
         """Raises the error."""

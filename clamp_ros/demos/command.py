@@ -39,7 +39,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser(name: str, description: str) -> VerbParser:
-    return VerbParser(f"clamp demos{name}", description)
+    return VerbParser(
+        prog=f"clamp demos{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def _add_look(parser: argparse.ArgumentParser) -> None:
