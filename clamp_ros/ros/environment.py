@@ -29,8 +29,12 @@ _VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE" if os.environ.get("ROS_DISTRO") in 
 DEFAULTS = {_VARIABLE: str(PROFILE)}
 """Environment variable to the value it gets where it is unset."""
 
-PARTICIPANTS = 60
-"""Participant IDs that are handed out in turn. Their ports lie within those of every ROS domain."""
+PARTICIPANTS = range(40, 100)
+"""Participant IDs that are handed out in turn. Their ports lie within those of every ROS domain.
+
+Processes that do not ask for one take the first that is free, from 0 on, and one whose ports are taken moves on to the
+next: ours stay clear of them.
+"""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (shared memory, not a temporary file)
 _LOCK_SUFFIX = "_el"
@@ -76,12 +80,14 @@ def fresh_ports(environment: MutableMapping[str, str] = os.environ) -> Iterator[
 
 
 def _next_participant() -> int:
-    """0 to PARTICIPANTS - 1, in turn over all processes of this user."""
+    """One of PARTICIPANTS, in turn over all processes of this user."""
     with (SHARED_MEMORY / f"clamp_ros-{os.getuid()}-participant").open("a+", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
-        number = (int(text) + 1) % PARTICIPANTS if text.isdigit() else 0
+        number = int(text) + 1 if text.isdigit() else PARTICIPANTS.start
+        if number not in PARTICIPANTS:
+            number = PARTICIPANTS.start
         file.truncate(0)
         file.write(str(number))
     return number
