@@ -1,1 +1,1 @@
-"""The arms' motors: registers, units, the bus, the two follower arms, and their node."""
+"""The arms' motors: registers, units, the port, the bus, the two follower arms, and their node."""

@@ -12,10 +12,11 @@ import torch
 from clamp_training import checkpoint, config, render
 from clamp_training.features import extract, new_renderer, scenes
 from clamp_training.loop import NonFiniteLossError, Part, check_finite, prefetched
+from clamp_training.policy_data import PolicyData
 from clamp_training.pretrain import Encoders, pretrain
 from clamp_training.render import DepthBatch, depth_batch, rendered
 from clamp_training.store import Store
-from clamp_training.train_policy import Objective, PolicyData
+from clamp_training.train_policy import Objective
 from safetensors.torch import load_file
 
 from clamp_ros.contract.errors import ConfigError, ContractError

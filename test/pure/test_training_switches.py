@@ -18,16 +18,15 @@ from clamp_training.networks.image import ImageEncoder
 from clamp_training.networks.policy import DiffusionPolicy
 from clamp_training.networks.rgb import RgbBackbones
 from clamp_training.networks.string import CayleyString
+from clamp_training.policy_data import PolicyData, random_crop
 from clamp_training.pretrain import Encoders, contrastive_gradients, fill_start, load_encoders, save_encoders
 from clamp_training.processes import ALONE, Processes
 from clamp_training.store import Store
 from clamp_training.train_policy import (
     Average,
     Objective,
-    PolicyData,
     agreed_normalization,
     learning_rate,
-    random_crop,
     start_from,
     train_policy,
 )

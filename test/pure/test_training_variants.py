@@ -17,10 +17,11 @@ from clamp_training.networks.build import new_policy, scene_encoder
 from clamp_training.networks.image import ImageEncoder
 from clamp_training.networks.points import PointEncoder
 from clamp_training.networks.policy import DiffusionPolicy
+from clamp_training.policy_data import PolicyData
 from clamp_training.pretrain import Encoders
 from clamp_training.render import rendered
 from clamp_training.store import Store
-from clamp_training.train_policy import Objective, PolicyData
+from clamp_training.train_policy import Objective
 
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_the_demonstration_tells_films_records_and_ends_cleanly(tmp_path, policy
     assert code == demo.EXIT_FAILURE, "waving does not put the mug on the plate"
     assert "Pick up the mug and place it on the plate. Layout 3, policy tiny." in told
     assert "hand to mug" in told and "real time" in told
-    assert "no success within 1.0 s; it came as far as: idle" in told
+    assert re.search(r"no success within \d\.\d s; it came as far as: idle", told)
     (left,) = out.iterdir()
     assert (left / "film.mp4").stat().st_size > 10_000
     assert "Traceback" not in (left / "log.txt").read_text()

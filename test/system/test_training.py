@@ -13,9 +13,10 @@ import torch
 from clamp_training import checkpoint, config
 from clamp_training.export import export, record_score
 from clamp_training.loop import NonFiniteLossError, Part, check_finite
+from clamp_training.policy_data import PolicyData
 from clamp_training.pretrain import load_encoders, pretrain
 from clamp_training.store import Store, convert, new_fusion
-from clamp_training.train_policy import Objective, PolicyData, train_policy
+from clamp_training.train_policy import Objective, train_policy
 from safetensors.torch import load_file
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError, RecordError

@@ -12,9 +12,10 @@ from clamp_training import checkpoint, config
 from clamp_training.export import ContextGraph, EncodersGraph, export
 from clamp_training.networks.image import ImageEncoder
 from clamp_training.networks.policy import DiffusionPolicy
+from clamp_training.policy_data import PolicyData
 from clamp_training.pretrain import Encoders, statistics
 from clamp_training.store import Store, new_fusion
-from clamp_training.train_policy import Objective, PolicyData
+from clamp_training.train_policy import Objective
 
 from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.contract.observation import Observation

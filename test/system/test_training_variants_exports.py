@@ -15,9 +15,10 @@ from clamp_training.export import export
 from clamp_training.networks.build import new_policy
 from clamp_training.networks.image import ImageEncoder
 from clamp_training.networks.policy import DiffusionPolicy
+from clamp_training.policy_data import PolicyData
 from clamp_training.pretrain import Encoders, save_encoders, statistics
 from clamp_training.store import Store, new_fusion
-from clamp_training.train_policy import Objective, PolicyData, draw_chunks, train_policy
+from clamp_training.train_policy import Objective, draw_chunks, train_policy
 
 from clamp_ros.contract.errors import ConfigError, ContractError
 from clamp_ros.contract.observation import Observation
