@@ -14,7 +14,7 @@ from clamp_training import checkpoint
 from clamp_training.contrastive import SigmoidLoss
 from clamp_training.loop import NonFiniteLossError, Part, check_finite, mean_gradients, shares
 from clamp_training.networks.layers import EncoderBlock
-from clamp_training.processes import Processes, joined, share_batch_norms
+from clamp_training.processes import Processes, joined, leave, share_batch_norms
 from clamp_training.sharding import average_whole, clip_gradients, groups, local
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -158,3 +158,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -4,9 +4,10 @@ import sys
 
 from clamp_ros.contract.errors import ClampError
 from clamp_training.cli import main
+from clamp_training.processes import leave
 
 try:
-    sys.exit(main())
+    leave(main())
 except ClampError as error:
     print(f"clamp train: {error}", file=sys.stderr)
-    sys.exit(2)
+    leave(2)
