@@ -37,12 +37,12 @@ def test_what_fails_fails_its_episode_alone_and_the_run_continues(tmp_path, monk
     order = [seeds["nonsense"], seeds["stalls"], seeds["good"]]
     out, video = tmp_path / "r.json", tmp_path / "film"
     results = evaluate(
-        artifact, TASK, order, out, rollout=LOOK, watching=Watching(video, "failures"), stall_s=15.0, progress=False
+        artifact, TASK, order, out, rollout=LOOK, watching=Watching(video, "failures"), stall_s=8.0, progress=False
     )
     nonsense, stalled, good = (results.rows[seed] for seed in order)
     assert (nonsense["outcome"], stalled["outcome"], good["outcome"]) == ("error", "stalled", "timeout")
     assert "finite" in nonsense["reason"]
-    assert stalled["reason"] == "no tick for 15 s: the policy stalled"
+    assert stalled["reason"] == "no tick for 8 s: the policy stalled"
     assert (good["reason"], good["seconds"], good["stage"], good["chunks"]) == (NOT_DONE, 12.0, "idle", 24)
     assert json.loads(out.read_text())["summary"]["errors"] == 2
     assert {p.name for p in video.iterdir() if p.name[0] != "."} == {f"{TASK}_{order[i]:07d}.mp4" for i in (0, 2)}

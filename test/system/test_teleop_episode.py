@@ -11,7 +11,7 @@ from clamp_ros.contract.robot import REST_POSE
 RIGHT_WAIST = 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ros_domain_id")
 def test_what_a_person_did_comes_out_as_training_data(tmp_path):
     hands = np.tile(REST_POSE, (100, 1))
