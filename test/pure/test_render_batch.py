@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_store
 import torch
-from clamp_training import checkpoint, config, render
+from clamp_training import checkpoint, config, features, render
 from clamp_training.features import extract, new_renderer, scenes
 from clamp_training.loop import NonFiniteLossError, Part, check_finite, prefetched
 from clamp_training.policy_data import PolicyData
@@ -17,6 +17,7 @@ from clamp_training.pretrain import Encoders, pretrain
 from clamp_training.render import DepthBatch, depth_batch, rendered
 from clamp_training.store import Store
 from clamp_training.train_policy import Objective
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from clamp_ros.contract.errors import ConfigError, ContractError
@@ -142,6 +143,33 @@ def test_policies_read_the_same_whatever_renders(store: Store) -> None:
         seen.append(Objective(Identity(), encoders)._tokens(data)[0])  # type: ignore[arg-type]
     np.testing.assert_array_equal(cached[0], cached[1])
     assert torch.equal(seen[0].tokens, seen[1].tokens) and torch.equal(seen[0].valid, seen[1].valid)
+
+
+def test_tokens_are_read_from_where_they_were_kept(tmp_path, monkeypatch, caplog) -> None:
+    """Of the same weights and rows only; a damaged file is made anew."""
+    store = Store([tiny_store.write_store(tmp_path / "store", tiny_store.grid(1), rows=4)])
+    tiny, calls = experiment(), []
+    encoders = Encoders(tiny, []).eval()
+    monkeypatch.setattr(features, "extract", lambda *words: calls.append(words) or extract(*words))
+
+    def tokens() -> NDArray[np.float16]:
+        data = PolicyData(tiny, store, encoders, store.normalization(), tokens=tmp_path / "tokens")
+        assert data.features is not None
+        return data.features.tokens
+
+    first = tokens()
+    (path,) = (tmp_path / "tokens").iterdir()
+    np.testing.assert_array_equal(tokens(), first)
+    assert len(calls) == 1
+    path.write_bytes(path.read_bytes()[:-9])
+    np.testing.assert_array_equal(tokens(), first)
+    assert len(calls) == 2 and f"{path} cannot be read" in caplog.text
+    with torch.no_grad():
+        next(encoders.image.parameters()).add_(0.1)
+    assert not np.array_equal(tokens(), first)
+    store.episodes[0].tensors["world_from_gripper"][0, 0, 2, 3] += 0.05
+    tokens()
+    assert len(calls) == 4 and len(list((tmp_path / "tokens").iterdir())) == 3
 
 
 class Identity(torch.nn.Module):

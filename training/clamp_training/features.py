@@ -1,17 +1,28 @@
-"""Frozen encoders run once over a store: the unpooled image tokens of every row, kept in memory as float16."""
+"""Frozen encoders run once over a store: the unpooled image tokens of every row, as float16.
+
+They are held in memory, and in a file beside the encoders: another seed, or the same run continued, reads them there.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from clamp_ros.contract.robot import ARMS
 from clamp_ros.contract.views import FusionConfig
+from clamp_ros.record.metadata import software_version
 from clamp_training.config import Experiment
 from clamp_training.loop import prefetched
 from clamp_training.networks.build import SceneEncoder
@@ -111,3 +122,44 @@ def extract(
     return ImageFeatures(
         gathered[0].numpy(), gathered[1].numpy(), np.concatenate([[0], np.cumsum(gathered[2].numpy())])
     )
+
+
+def kept(
+    folder: Path, encoder: SceneEncoder, experiment: Experiment, store: Store, renderer: Renderer | None,
+    processes: Processes = ALONE,
+) -> ImageFeatures:  # fmt: skip
+    """What `extract` gives, read from a file in a folder where it was extracted before, else written there.
+
+    The file is named after all that its content depends on: weights, sizes, fusion, the store's rows, and the software.
+    """
+    path = folder / f"{_digest(encoder, experiment, store)}.safetensors"
+    found = None
+    try:
+        found = ImageFeatures(**load_file(path))
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, TypeError) as error:
+        logging.warning("%s cannot be read, and is made anew: %s", path, error)
+    if not processes.any(found is None)[0] and found is not None:
+        return found
+    features = extract(encoder, experiment, store, renderer, processes)
+    if processes.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file(vars(features), temporary)
+        temporary.replace(path)
+    return features
+
+
+def _digest(encoder: SceneEncoder, experiment: Experiment, store: Store) -> str:
+    settings = [asdict(experiment.image), asdict(experiment.fusion), software_version()]
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in encoder.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for data in store.episodes:
+        found.update(json.dumps([asdict(pinhole) for pinhole in data.pinholes]).encode())
+        for name in ("depth", "depth_offsets", "world_from_camera", "world_from_gripper"):
+            if name in data.tensors:
+                found.update(np.ascontiguousarray(data.tensors[name]))
+    return found.hexdigest()[:32]

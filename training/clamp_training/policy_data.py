@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
 from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training.config import Experiment
-from clamp_training.features import ImageFeatures, extract, new_renderer, scenes
+from clamp_training.features import ImageFeatures, extract, kept, new_renderer, scenes
 from clamp_training.pretrain import Encoders, fill_start, first_commands
 from clamp_training.processes import ALONE, Processes
 from clamp_training.store import Store
@@ -23,7 +24,8 @@ class PolicyData:
     """Batches of a store for the policy: image tokens or views, colour, joints, history, actions.
 
     `encoders` are None where the policy reads nothing of them; their tokens are computed here, once, where the
-    experiment caches them. `cartesian` scales the actions of a policy that acts in poses.
+    experiment caches them, and kept in the folder `tokens`. `cartesian` scales the actions of a policy that acts in
+    poses.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class PolicyData:
         normalization: Normalization,
         processes: Processes = ALONE,
         cartesian: CartesianActions | None = None,
+        tokens: Path | None = None,
     ) -> None:
         self.experiment = experiment
         self.normalization = normalization
@@ -43,7 +46,8 @@ class PolicyData:
         if encoders is not None:
             self.renderer = new_renderer(experiment, processes.device)
             if experiment.training.cache:
-                self.features = extract(encoders.image, experiment, store, self.renderer, processes)
+                words = (encoders.image, experiment, store, self.renderer, processes)
+                self.features = extract(*words) if tokens is None else kept(tokens, *words)
         self.joints = normalization.proprio(store.stacked("joint_positions"))
         self.history = store.stacked("history")
         self.firsts = first_commands(store)

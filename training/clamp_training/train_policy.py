@@ -141,7 +141,8 @@ def train_policy(
         experiment: sizes and schedules.
         store: demonstrations.
         validation: held-out demonstrations for the curves.
-        encoders_path: pretrained encoders; None if and only if the policy reads nothing of them.
+        encoders_path: pretrained encoders; None if and only if the policy reads nothing of them. What they say of the
+            store is kept beside them, in a folder of their name with the suffix `.tokens`.
         out: folder of the run.
         initial: a pretrained policy to start from.
         save_every_s: time between checkpoints.
@@ -166,10 +167,11 @@ def train_policy(
         encoders, metadata = load_encoders(encoders_path, experiment)
     normalization = agreed_normalization(store, encoders_path, initial, normalization)
     cartesian = cartesian_actions(experiment, store, initial)
-    data = PolicyData(experiment, store, encoders, normalization, processes, cartesian)
+    tokens = None if encoders_path is None else encoders_path.with_suffix(".tokens")
+    data = PolicyData(experiment, store, encoders, normalization, processes, cartesian, tokens)
     held_out = None
     if validation is not None:
-        held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian)
+        held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian, tokens)
 
     pretrained = copy.deepcopy(encoders) if settings.unfreeze else None
     torch.manual_seed(settings.seed)
