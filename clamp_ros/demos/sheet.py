@@ -31,9 +31,10 @@ _GRID_CAMERA = fixed_camera("grid", (0.0, -0.66, 0.66), (0.0, 0.01, 0.06), 42.0,
 """Nearer than the overview, so that things are seen rather than arms."""
 _ONE_COLUMN = 4
 """Up to so many tasks are below one another in a grid."""
-_STYLE = """body{font:15px sans-serif;margin:24px;color:#222}main{display:flex;flex-wrap:wrap;gap:14px}
-figure{margin:0;border:1px solid #ccc;padding:6px}figure img{display:inline-block;margin-right:4px}
-figcaption{margin-top:4px}td,th{padding:2px 14px 2px 0;text-align:left}.bad{color:#a11}"""
+_STYLE = """body{font:15px sans-serif;margin:24px;color:#222}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(430px,1fr));gap:14px}
+figure{margin:0;border:1px solid #ccc;padding:6px;display:grid;grid-template-columns:1fr 1fr;gap:4px}
+figure img{width:100%}figcaption{grid-column:1/3}td,th{padding:2px 14px 2px 0;text-align:left}.bad{color:#a11}"""
 
 
 def write_sheet(folder: Path) -> Path:
@@ -61,7 +62,7 @@ def write_sheet(folder: Path) -> Path:
     page = (
         f"<!doctype html><meta charset=utf-8><title>{config.task}</title><style>{_STYLE}</style>"
         f"<h1>{config.task}: demonstrations</h1><table>{lines}</table>"
-        f"<h2>Start and end of each</h2><main>{''.join(figures)}</main>"
+        f"<h2>Start (left) and end (right) of each</h2><main>{''.join(figures)}</main>"
         f"<h2>Seeds that failed, of which nothing is kept</h2><ul class=bad>{bad or '<li>none</li>'}</ul>\n"
     )
     path = folder / SHEET_FILE
@@ -95,7 +96,7 @@ def _state_frames(config: DemoConfig, folder: Path, rows: Iterable[Row]) -> Iter
 
 
 def _figure(row: Row, pictures: Sequence[Picture]) -> str:
-    images = "".join(f'<img width={_WIDTH_PX} src="data:image/jpeg;base64,{_jpeg(picture)}">' for picture in pictures)
+    images = "".join(f'<img src="data:image/jpeg;base64,{_jpeg(picture)}">' for picture in pictures)
     seconds = row["ticks"] / CONTROL_RATE_HZ
     return f"<figure>{images}<figcaption>seed {row['seed']}: success, {seconds:.1f} s</figcaption></figure>"
 
