@@ -93,8 +93,8 @@ class LeaderSide(Side):
 
 
 @dataclass(frozen=True)
-class MotorConfig:
-    """Parameters of the motors, of both arms alike."""
+class BusDeadlines:
+    """How long bus and motors wait, of both arms alike."""
 
     reply_s: float = param(
         0.006, "how long a motor may take to answer, USB included", unit="s", minimum=0.001, maximum=0.1
@@ -103,8 +103,15 @@ class MotorConfig:
         0.02, "an instruction is repeated for this long before it counts as failed", unit="s", minimum=0.0, maximum=0.5
     )
     watchdog_s: float = param(
-        0.1, "the motors stop by themselves after hearing nothing for this long", unit="s", minimum=0.02, maximum=2.5
-    )
+        0.1, "motors that have torque stop by themselves after hearing nothing for this long", unit="s",
+        minimum=0.02, maximum=2.5,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MotorConfig(BusDeadlines):
+    """Parameters of the motors, of both arms alike."""
+
     gripper_current: int = param(250, "limit of the gripper's current", unit="2.69 mA", minimum=20, maximum=500)
     position_p: tuple[int, ...] = param((800,) * 7, f"P gain of {', '.join(JOINTS)}", minimum=0, maximum=16383)
     position_i: tuple[int, ...] = param((0,) * 7, "I gain, likewise", minimum=0, maximum=16383)
@@ -121,19 +128,9 @@ class MotorConfig:
 
 
 @dataclass(frozen=True)
-class LeaderMotors:
+class LeaderMotors(BusDeadlines):
     """Parameters of the leaders' motors, of both arms alike."""
 
-    reply_s: float = param(
-        0.006, "how long a motor may take to answer, USB included", unit="s", minimum=0.001, maximum=0.1
-    )
-    retry_s: float = param(
-        0.02, "an instruction is repeated for this long before it counts as failed", unit="s", minimum=0.0, maximum=0.5
-    )
-    watchdog_s: float = param(
-        0.1, "motors that have torque stop by themselves after hearing nothing for this long", unit="s",
-        minimum=0.02, maximum=2.5,
-    )  # fmt: skip
     fresh_s: float = param(
         0.1, "a reading counts for this long; the followers hold while there is none", unit="s",
         minimum=0.02, maximum=2.0,

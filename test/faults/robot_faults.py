@@ -181,7 +181,7 @@ def bus_faults() -> list[Fault]:
         clean = each(bus(side, drop=0, corrupt=0, cut=0, delay_s=0.0), torque)
         faults += [
             Fault(f"{side} bus silent", bus(side, drop=FOREVER), HOLD, gone, clean, True),
-            Fault(f"{side} bus silent for 0.2 s", lambda stack, s=side: _briefly(stack, s), EITHER, gone),
+            Fault(f"{side} bus silent for a moment", lambda stack, s=side: _briefly(stack, s), EITHER, gone),
             Fault(f"{side} bus corrupt", bus(side, corrupt=FOREVER), HOLD, gone, clean, True),
             Fault(f"{side} bus sends half packets", bus(side, cut=FOREVER), HOLD, gone, clean, True),
             Fault(f"{side} bus replies 100 ms late", bus(side, delay_s=0.1), HOLD, gone, clean, True),
@@ -202,8 +202,9 @@ def bus_faults() -> list[Fault]:
 
 
 def _briefly(stack: Stack, side: str) -> None:
+    """For longer than the arms go on, and for less than makes it a fault."""
     bus(side, drop=FOREVER)(stack)
-    stack.spin(0.2)
+    stack.spin(0.75 if stack.patient else 0.2)
     bus(side, drop=0)(stack)
 
 
