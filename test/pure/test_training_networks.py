@@ -218,10 +218,12 @@ def test_policy_context_is_shared_by_draws() -> None:
     policy = DiffusionPolicy(POLICY, DIFFUSION, 80).eval()
     context = policy.context(*policy_inputs())
     noisy, step = torch.randn(6, 50, 14), torch.tensor([1, 50, 99, 0, 7, 8])
-    out = policy.denoise(noisy, step, context.repeat(2))
+    out = policy.denoise(noisy, step, context)
     assert out.shape == (6, 50, 14)
     single = policy.context(*(policy_inputs_row(1)))
-    torch.testing.assert_close(out[2:4], policy.denoise(noisy[2:4], step[2:4], single.repeat(2)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out[2:4], policy.denoise(noisy[2:4], step[2:4], single), atol=1e-5, rtol=1e-4)
+    alone = [policy.denoise(noisy[i : i + 1], step[i : i + 1], single) for i in (2, 3)]
+    torch.testing.assert_close(out[2:4], torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 def policy_inputs_row(row: int) -> tuple[ImageTokens, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
@@ -259,7 +261,7 @@ def test_noise_loss_is_the_schedules_mse() -> None:
     policy = DiffusionPolicy(POLICY, DIFFUSION, 80).eval()
     with torch.no_grad():
         policy.head.weight.zero_()
-    context = policy.context(*policy_inputs(4)).repeat(8)
+    context = policy.context(*policy_inputs(4))
     loss = policy.noise_loss(torch.zeros(32, 50, 14), torch.randn(32, 50, 14), torch.randint(100, (32,)), context)
     assert loss.item() == pytest.approx(1.0, abs=0.05)
     np.testing.assert_allclose(policy.alpha_bar.numpy(), DIFFUSION.noise_schedule().alpha_bar, rtol=1e-6)

@@ -144,9 +144,15 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """(B, N, D) through the block; keys and values are of `cross_attention`."""
+        """(B, N, D) through the block; keys and values are of `cross_attention`.
+
+        Of fewer keys and values (B / n, h, S, d), each serves n sequences, whose queries are asked as those of one.
+        """
         x = x + self.dropout(self.self_attention(self.norm_self(x)))
-        x = x + self.dropout(self.cross_attention.attend(self.norm_cross(x), keys, values, mask))
+        queries = self.norm_cross(x)
+        if len(keys) != len(x):
+            queries = queries.reshape(len(keys), -1, x.shape[2])
+        x = x + self.dropout(self.cross_attention.attend(queries, keys, values, mask).reshape(x.shape))
         return x + self.dropout(self.mlp(self.norm_mlp(x)))
 
 

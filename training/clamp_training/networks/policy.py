@@ -32,14 +32,6 @@ class Context:
     values: Tensor
     valid: Tensor
 
-    def repeat(self, draws: int) -> Context:
-        """The same context for `draws` noise samples an observation; row b * draws + i belongs to observation b."""
-        return Context(
-            self.keys.repeat_interleave(draws, dim=1),
-            self.values.repeat_interleave(draws, dim=1),
-            self.valid.repeat_interleave(draws, dim=0),
-        )
-
 
 class ChunkPolicy(nn.Module):
     """What every policy has: the observation's encoder, and a decoder from 50 tokens, one an action, to a chunk.
@@ -130,10 +122,11 @@ class ChunkPolicy(nn.Module):
         return self.encoder_norm(x), seen
 
     def decoded(self, x: Tensor, context: Context) -> Tensor:
-        """(B, 50, D) tokens, one an action, to (B, 50, A)."""
+        """(B, 50, D) tokens, one an action, to (B, 50, A); see `denoise` for B."""
         mask = key_mask(context.valid)
-        for i, block in enumerate(self.decoder):
-            x = block(x, context.keys[i], context.values[i], mask)
+        # unbound at once: the gradient of an index is as large as what it picks from
+        for block, keys, values in zip(self.decoder, context.keys.unbind(), context.values.unbind(), strict=True):
+            x = block(x, keys, values, mask)
         return self.head(self.decoder_norm(x))
 
 
@@ -167,6 +160,7 @@ class DiffusionPolicy(ChunkPolicy):
     def denoise(self, noisy: Tensor, step: Tensor, context: Context, prefix: Tensor | None = None) -> Tensor:
         """Predicted noise (B, 50, 14) of a noised chunk (B, 50, 14) at step (B,) int64.
 
+        The context may be of fewer observations, B / n, of which the b-th goes with the chunks b * n to b * n + n - 1.
         `prefix` (B,) int64 says how many of the chunk's first actions are clean. Theirs is no step of the one-hot
         encoding, which is all zeros for them (arXiv 2512.05964: a time for each action); their noise means nothing.
         """
@@ -188,7 +182,7 @@ class DiffusionPolicy(ChunkPolicy):
         """
         draws = data["steps"].shape[1]
         clean = data["actions"].repeat_interleave(draws, dim=0)
-        context = self.context(image, history, data["rgb"], data["proprio"]).repeat(draws)
+        context = self.context(image, history, data["rgb"], data["proprio"])
         prefix = data["prefix"].flatten() if "prefix" in data else None
         return self.noise_loss(clean, data["noise"].flatten(0, 1), data["steps"].flatten(), context, prefix)
 
