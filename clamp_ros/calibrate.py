@@ -4,6 +4,8 @@
     clamp calibrate capture data/calibration/monday
     clamp calibrate solve data/calibration/monday --write
     clamp calibrate check data/calibration/friday
+
+    clamp calibrate rehearse data/calibration/rehearsal     all of it in simulation, without a robot
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ EXIT_PROBLEM = 1
 PAUSE_NS = 2 * STILL_NS
 """Arms that stand still for so long in a bag were put there for a shot."""
 _ICP_SHOTS = 4
+_GOOD_MM, _GOOD_DEG = 1.0, 0.1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(one)
     _add_board(one)
     one.set_defaults(run=_run_check)
+    one = commands.add_parser("rehearse", help="a whole session in simulation, whose arms move by themselves; exit "
+                              "code 1 if a camera does not come out to within 1 mm and 0.1 degrees")  # fmt: skip
+    one.add_argument("folder", type=Path, metavar="DIR", help="folder of the session, a new one")
+    one.add_argument("--places", type=int, default=4, metavar="N", help="of the board (%(default)s)")
+    one.add_argument("--shots", type=int, default=3, metavar="N", help="at each place (%(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="of the arms' poses (%(default)s)")
+    one.set_defaults(run=_run_rehearse)
     return parser
 
 
@@ -132,6 +142,16 @@ def _run_capture(args: argparse.Namespace) -> int:
     if code == 0 and Session.open(args.session).shots():
         print(f"next: clamp calibrate solve {args.session}")
     return code
+
+
+def _run_rehearse(args: argparse.Namespace) -> int:
+    from clamp_ros.bringup.rehearsal import rehearse
+    from clamp_ros.bringup.session import own_domain
+
+    with own_domain():
+        found = rehearse(args.folder, places=args.places, shots=args.shots, seed=args.seed)
+    good = len(found) == len(CAMERAS) and all(one.mm <= _GOOD_MM and one.deg <= _GOOD_DEG for one in found)
+    return 0 if good else EXIT_PROBLEM
 
 
 def _run_solve(args: argparse.Namespace) -> int:

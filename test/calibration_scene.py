@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from clamp_ros.calibration.board import Board
 from clamp_ros.calibration.session import MOUNTS, Picture, Shot
-from clamp_ros.contract.robot import ARM_SLICES, ARMS, JOINT_NAMES, LOWER_LIMITS, REST_POSE, UPPER_LIMITS
-from clamp_ros.geometry.kinematics import world_from_gripper
-from clamp_ros.geometry.transforms import apply, axis_angle, invert, quat_xyzw_from_rotation, wxyz_from_xyzw
+from clamp_ros.contract.robot import JOINT_NAMES
+from clamp_ros.geometry.transforms import axis_angle, quat_xyzw_from_rotation, wxyz_from_xyzw
 from clamp_ros.sim.cameras import CameraConfig, DepthFaults, default_cameras
 from clamp_ros.sim.render import Renderer
 from clamp_ros.sim.robot_model import VISUAL_GROUP, build_robot_spec
@@ -109,39 +108,6 @@ def _seen(color: NDArray[np.uint8], rng: np.random.Generator, noise: Noise) -> N
 def board_places(board: Board, count: int) -> list[NDArray[np.float64]]:
     """(4, 4) world_from_board of the first places on the table."""
     return [board_place(board, number) for number in range(count)]
-
-
-def looking_poses(
-    board: Board, cameras: Mapping[str, CameraConfig], world_from_board: NDArray[np.float64], count: int,
-    rng: np.random.Generator,
-) -> list[NDArray[np.float64]]:  # fmt: skip
-    """(14,) joints at which each arm's wrist camera has much of the board in its picture, from different sides."""
-    found: dict[str, list[NDArray[np.float64]]] = {arm: [] for arm in ARMS}
-    corners = apply(world_from_board, board.corners_m)
-    low, high = LOWER_LIMITS[:6], UPPER_LIMITS[:6]
-    spread = np.array([0.7, 0.5, 0.5, 1.0, 0.6, 1.2])
-    for arm in ARMS:
-        camera = cameras[f"wrist_{arm}"]
-        sign = 1.0 if arm == "left" else -1.0
-        for _ in range(40_000):
-            if len(found[arm]) == count:
-                break
-            joints = np.array(REST_POSE)
-            base = np.array([0.0, -0.6, 0.6, 0.0, 0.9, 0.0])
-            joints[ARM_SLICES[arm]][:6] = np.clip(base + spread * rng.uniform(-1.0, 1.0, 6), low, high)
-            gripper = world_from_gripper(arm, joints)
-            # on its own side of the cell, above the board
-            if gripper[2, 3] < 0.12 or sign * gripper[0, 3] > -0.04:
-                continue
-            pose = invert(gripper @ camera.frame_from_camera)
-            pixels, z = camera.pinhole.project(apply(pose, corners))
-            inside = (z > 0.1) & (np.abs(pixels / (camera.width, camera.height) - 0.5) < 0.47).all(axis=1)
-            facing = (gripper @ camera.frame_from_camera)[:3, 2] @ world_from_board[:3, 2]
-            if inside.sum() >= 0.5 * len(corners) and facing > 0.6:
-                found[arm].append(joints[ARM_SLICES[arm]])
-        if len(found[arm]) < count:
-            raise RuntimeError(f"{len(found[arm])} poses of the {arm} arm see the board, {count} are wanted")
-    return [np.concatenate([found["left"][i], found["right"][i]]) for i in range(count)]
 
 
 def mounts() -> dict[str, str]:

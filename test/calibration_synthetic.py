@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from calibration_scene import board_places, looking_poses, mounts
+from calibration_scene import board_places, mounts
 from numpy.typing import NDArray
 
 from clamp_ros.calibration.board import Board
+from clamp_ros.calibration.poses import looking_poses
 from clamp_ros.calibration.problem import ARM_OF_FRAME, Problem, View
 from clamp_ros.calibration.solve import Observed
 from clamp_ros.geometry.kinematics import world_from_gripper

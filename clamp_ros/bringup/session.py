@@ -158,26 +158,39 @@ class Session:
             raise ClampError(f"{service.name} failed: {response.message}")
         return response.message
 
-    def reset(self, seed: int, timeout_s: float = 30.0) -> None:
+    def reset(
+        self, seed: int, timeout_s: float = 30.0, seeded: Sequence[str] = ("policy_node", "mujoco_node")
+    ) -> None:  # fmt: skip
         """Starts an episode: the simulation's layout and the policy's noise; returns once its state is told.
+
+        Args:
+            seed: of every node in `seeded`.
+            timeout_s: of the wall, for each answer.
+            seeded: nodes that draw from it.
 
         Raises:
             ClampError: the simulation or the policy refuses, or is gone.
         """
-        for name in ("policy_node", "mujoco_node"):
-            self._set_seed(name, seed, timeout_s)
+        for name in seeded:
+            self.set_parameter(name, "seed", seed, timeout_s)
         used = json.loads(self.call(SIM_RESET, timeout_s))["seed"]
         self.task_state = {}
         self.spin_until(lambda: self.task_state.get("seed") == used, timeout_s, "the task's state after the reset")
 
-    def _set_seed(self, name: str, seed: int, timeout_s: float) -> None:
+    def set_parameter(self, name: str, parameter: str, value: Any, timeout_s: float = 30.0) -> None:
+        """Sets a parameter of a node.
+
+        Raises:
+            SystemDiedError: no answer.
+            ClampError: the node refuses.
+        """
         parameters = AsyncParameterClient(self.node, name)
         self.spin_until(parameters.services_are_ready, timeout_s, f"the parameters of {name}")
-        future = parameters.set_parameters([Parameter("seed", value=seed)])
-        self.spin_until(future.done, timeout_s, f"{name} to take the seed")
+        future = parameters.set_parameters([Parameter(parameter, value=value)])
+        self.spin_until(future.done, timeout_s, f"{name} to take its {parameter}")
         response: Any = future.result()
         if not response.results[0].successful:
-            raise ClampError(f"{name} refuses seed {seed}: {response.results[0].reason}")
+            raise ClampError(f"{name} refuses {parameter} {value}: {response.results[0].reason}")
 
     def play(self, max_seconds: float, on_state: Callable[[dict[str, Any]], None] | None = None) -> Played:
         """Lets the policy act until the task is done, or its simulated time is over.

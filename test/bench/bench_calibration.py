@@ -20,11 +20,12 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from calibration_scene import Scene, board_places, looking_poses, mounts
+from calibration_scene import Scene, board_places, mounts
 from calibration_synthetic import shifted
 
 from clamp_ros.calibration import quality
 from clamp_ros.calibration.board import Board
+from clamp_ros.calibration.poses import looking_poses
 from clamp_ros.calibration.session import Session
 from clamp_ros.calibration.solve import distance, observe, solve
 

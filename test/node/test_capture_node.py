@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calibration_scene import board_places, looking_poses
+from calibration_scene import board_places
 from calibration_synthetic import BOARD, PINHOLES, TRUTH, picture, world_from_camera
 from calibration_synthetic import CAMERAS as SIMULATED
 from rclpy.parameter import Parameter
 
 from clamp_ros.calibration.capture_node import CaptureNode
+from clamp_ros.calibration.poses import looking_poses
 from clamp_ros.calibration.session import Session
 from clamp_ros.contract.errors import CalibrationError, ConfigError
 from clamp_ros.contract.interfaces import (

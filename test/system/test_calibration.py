@@ -10,20 +10,30 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from calibration_scene import Noise, Scene, board_places, looking_poses, mounts
+from calibration_scene import Noise, Scene, board_places, mounts
 from calibration_synthetic import TRUTH, shifted
 
 from clamp_ros import calibrate, cli
+from clamp_ros.bringup.rehearsal import rehearse
 from clamp_ros.calibration import clouds, icp, quality
 from clamp_ros.calibration.adjust import adjust
 from clamp_ros.calibration.board import Board
 from clamp_ros.calibration.cameras_file import read_cameras, write_poses
 from clamp_ros.calibration.capture import STILL_RAD
+from clamp_ros.calibration.poses import looking_poses
 from clamp_ros.calibration.problem import Estimate, start
 from clamp_ros.calibration.session import Session, Shot
 from clamp_ros.calibration.solve import Observed, Solution, distance, observe, solve
-from clamp_ros.contract.interfaces import JOINT_STATES, camera_info_topic, color_topic, depth_topic, optical_frame
-from clamp_ros.contract.robot import LOWER_LIMITS, UPPER_LIMITS
+from clamp_ros.contract.errors import CalibrationError
+from clamp_ros.contract.interfaces import (
+    CAMERAS,
+    JOINT_STATES,
+    camera_info_topic,
+    color_topic,
+    depth_topic,
+    optical_frame,
+)
+from clamp_ros.contract.robot import ARMS, LOWER_LIMITS, UPPER_LIMITS
 from clamp_ros.geometry.transforms import apply, axis_angle, invert, make
 from clamp_ros.record import messages
 from clamp_ros.record.episode import JointSeries
@@ -280,3 +290,20 @@ def test_icp_does_not_hide_a_depth_of_another_scale(with_boxes, off):
     assert told is not None, message
     assert float(told.group(1)) == pytest.approx(100.0 * off, abs=0.15), message
     assert refined.cameras["front_left"] is solution.cameras["front_left"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ros_domain_id")
+def test_a_session_is_rehearsed_without_a_robot(tmp_path):
+    """Arms go through the gate, shots come from the topics; of one place wrist cameras come out well."""
+    told: list[str] = []
+    found = {one.camera: one for one in rehearse(tmp_path, places=1, shots=3, seed=1, say=told.append)}
+    assert set(found) == set(CAMERAS)
+    assert all(found[f"wrist_{arm}"].mm < 1.0 and found[f"wrist_{arm}"].deg < 0.1 for arm in ARMS)
+    assert all(one.mm < 5.0 and one.deg < 0.5 for one in found.values())
+    assert sum("views so far" in text for text in told) == 3 and any("verdict" in text for text in told)
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    with pytest.raises(CalibrationError, match="holds a session already"):
+        rehearse(tmp_path)
+    with pytest.raises(CalibrationError, match="places is 9"):
+        rehearse(tmp_path / "other", places=9)

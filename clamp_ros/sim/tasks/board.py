@@ -18,6 +18,7 @@ BODY = "charuco"
 FACE_DOWN = np.diag([1.0, -1.0, -1.0])
 """world_from_board of a board on the table: its z, into the board, points down, its x along the world's."""
 _LEANS_DEG = ((0.0, 0.0), (20.0, 0.0), (0.0, 20.0), (-20.0, 10.0))
+PLACES = len(_LEANS_DEG)
 _CLEARANCE_M = 0.01
 _LEANING_M = 0.1
 
@@ -42,7 +43,7 @@ class BoardOnTable(Task):
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
         """Lays the board at a place: flat, or leaning towards a side."""
-        lay(model, data, board_place(self._board, int(rng.integers(len(_LEANS_DEG)))))
+        lay(model, data, board_place(self._board, _drawn(rng)))
 
     def success(self, model: mujoco.MjModel, data: mujoco.MjData) -> bool:
         """Never: there is nothing to do."""
@@ -51,6 +52,15 @@ class BoardOnTable(Task):
     def progress(self, model: mujoco.MjModel, data: mujoco.MjData) -> int:
         """None."""
         return 0
+
+
+def place_of_seed(seed: int) -> int:
+    """The number of the place, of PLACES, at which a simulation that is reset with a seed lays the board."""
+    return _drawn(np.random.default_rng(seed))
+
+
+def _drawn(rng: np.random.Generator) -> int:
+    return int(rng.integers(PLACES))
 
 
 def add_board(spec: mujoco.MjSpec, board: Board) -> None:
