@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
 
 from clamp_ros.arm.motion import Motion
 from clamp_ros.bringup.session import START_TIMEOUT_S, Session
@@ -61,7 +62,7 @@ class _Arms:
         subscribe(session.node, JOINT_COMMANDS, self._on_command)
         session.node.create_timer(CONTROL_PERIOD_NS / 1e9, self._tick)
 
-    def _on_command(self, message: object) -> None:
+    def _on_command(self, message: JointState) -> None:
         self._commanded = joints_from_message(message)
 
     def _now_ns(self) -> int:

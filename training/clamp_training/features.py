@@ -161,5 +161,5 @@ def _digest(encoder: SceneEncoder, experiment: Experiment, store: Store) -> str:
         found.update(json.dumps([asdict(pinhole) for pinhole in data.pinholes]).encode())
         for name in ("depth", "depth_offsets", "world_from_camera", "world_from_gripper"):
             if name in data.tensors:
-                found.update(np.ascontiguousarray(data.tensors[name]))
+                found.update(np.ascontiguousarray(data.tensors[name]).data)
     return found.hexdigest()[:32]
