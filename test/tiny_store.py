@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 import zstandard
-from clamp_training.store import FORMAT, INDEX
+from clamp_training.store import FORMAT, INDEX, packed, png
 from safetensors.numpy import save_file
 
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS, REST_POSE
@@ -94,9 +94,8 @@ def write_store(
             "world_from_camera": np.tile(_WORLD_FROM_CAMERA, (rows, 1, 1, 1)),
             "world_from_gripper": np.tile(make(translation=(0.0, 0.0, 0.3)), (rows, 2, 1, 1)),
             "objects": np.tile(block.astype(np.float32), (rows, 1, 1)),
-            f"rgb_{CAMERA}": rng.integers(0, 255, (rows, *RGB, 3), dtype=np.uint8),
-            "depth": np.frombuffer(b"".join(depth), np.uint8),
-            "depth_offsets": np.cumsum([0, *map(len, depth)]),
+            **packed("rgb", [png(image) for image in rng.integers(0, 255, (rows, *RGB, 3), dtype=np.uint8)]),
+            **packed("depth", depth),
         }
         texts = [f"Move it. Objects: block at ({x:.2f}, {y:.2f}, 0.05). Progress: {t}" for t in range(rows)]
         metadata = {

@@ -32,7 +32,7 @@ from clamp_training.machine import prepare
 from clamp_training.meter import NOT_MEASURED
 from clamp_training.pretrain import pretrain
 from clamp_training.processes import joined
-from clamp_training.store import FORMAT, INDEX, Store
+from clamp_training.store import FORMAT, INDEX, Store, packed, png
 from clamp_training.train_policy import train_policy
 from safetensors.numpy import save_file
 
@@ -47,6 +47,7 @@ def write_store(folder: Path, experiment: config.Experiment, rows: int) -> Store
     optics = fusion_scene.cameras(corners, len(experiment.cameras) - corners)
     scenes = [fusion_scene.frames(corners, len(optics) - corners, seed=s) for s in range(-(-rows // 4))]
     depth = [compress(frame.depth_mm.tobytes()) for row in range(rows) for frame in scenes[row // 4]]
+    images = rng.integers(0, 255, (rows * len(experiment.cameras), rgb.height, rgb.width, 3), dtype=np.uint8)
     joints = np.asarray(REST_POSE, np.float32) + 0.1 * rng.standard_normal((rows, 14)).astype(np.float32)
     tensors = {
         "stamps_ns": np.arange(rows, dtype=np.int64) * 5 * CONTROL_PERIOD_NS,
@@ -56,11 +57,9 @@ def write_store(folder: Path, experiment: config.Experiment, rows: int) -> Store
         "world_from_camera": np.tile(np.stack([pose for _, pose in optics]), (rows, 1, 1, 1)),
         "world_from_gripper": np.tile(np.stack(list(fusion_scene.gripper_poses().values())), (rows, 1, 1, 1)),
         "objects": rng.uniform(-0.2, 0.2, (rows, 1, 3)).astype(np.float32),
-        "depth": np.frombuffer(b"".join(depth), np.uint8),
-        "depth_offsets": np.cumsum([0, *map(len, depth)]),
+        **packed("depth", depth),
+        **packed("rgb", [png(image) for image in images]),
     }
-    for camera in rgb.cameras:
-        tensors[f"rgb_{camera}"] = rng.integers(0, 255, (rows, rgb.height, rgb.width, 3), dtype=np.uint8)
     metadata = {
         "cameras": experiment.cameras,
         "pinholes": {c: vars(p) for c, (p, _) in zip(experiment.cameras, optics, strict=True)},

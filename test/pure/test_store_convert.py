@@ -13,6 +13,7 @@ from interchange_bag import CAMERAS, image_of, joints_at, make_bag
 from sample_bag import make_bag as make_faulty_bag
 
 from clamp_ros.contract.errors import RecordError
+from clamp_ros.policy.preprocess import resize_rgb
 
 store = pytest.importorskip("clamp_training.store")
 pytestmark = pytest.mark.training
@@ -31,17 +32,22 @@ def test_the_index_tells_schema_and_statistics(bags, tmp_path):
     converted = store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1)
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["rows"] == len(converted) == sum(row["rows"] for row in index["episodes"])
-    assert index["schema"]["actions"] == ["float32", 50, 14] and index["schema"]["rgb_front_left"] == [
-        "uint8",
-        24,
-        32,
-        3,
-    ]
+    assert index["schema"]["actions"] == ["float32", 50, 14] and "rgb" not in index["schema"]
     actions = converted.stacked("actions")[:, 0]
     np.testing.assert_allclose(index["statistics"]["actions"]["min"], actions.min(axis=0))
     np.testing.assert_allclose(index["statistics"]["actions"]["mean"], actions.mean(axis=0, dtype=np.float64))
-    assert np.array_equal(converted.frames(0)[0].depth_mm, image_of("front_left", 0)[1])
+    color, depth_mm = image_of("front_left", 0)
+    assert np.array_equal(converted.frames(0)[0].depth_mm, depth_mm)
+    assert np.array_equal(converted.colors("front_left", [0])[0], resize_rgb(color, *SIZE))
     np.testing.assert_allclose(converted.stacked("joint_positions")[0], joints_at(0), atol=1e-4)
+
+
+def test_a_store_of_another_format_is_refused(bags, tmp_path):
+    store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1)
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "format": 1}))
+    with pytest.raises(RecordError, match="has format 1, expected 2: convert the bags again, elsewhere"):
+        store.Store([tmp_path])
 
 
 def test_an_interrupted_conversion_keeps_what_was_done(bags, tmp_path, monkeypatch):
@@ -83,7 +89,7 @@ def test_a_bag_without_depth_serves_only_what_needs_none(tmp_path):
     with pytest.raises(RecordError, match=r"no depth of front_left, wrist_left: only policy\.tokens 'none'"):
         store.convert([tmp_path / "in"], tmp_path / "refused", CAMERAS, SIZE, workers=1)
     converted = store.convert([tmp_path / "in"], tmp_path / "store", CAMERAS, SIZE, workers=1, needs_depth=False)
-    assert converted.stacked("rgb_front_left").shape == (len(converted), *SIZE, 3)
+    assert converted.colors("front_left", range(len(converted))).shape == (len(converted), *SIZE, 3)
     with pytest.raises(RecordError, match="flat has no depth"):
         converted.frames(0)
 

@@ -105,7 +105,7 @@ def test_live_inputs_equal_the_stores_rows(ros: Any, bag: Path, store: Store, tm
         np.testing.assert_array_equal(observation.joint_positions, joints[row])
         np.testing.assert_array_equal(observation.action_history, history[row])
         for name in CAMERAS:
-            stored = store.stacked(f"rgb_{name}")[row].transpose(2, 0, 1).astype(np.float32) / np.float32(255.0)
+            stored = store.colors(name, [row])[0].transpose(2, 0, 1).astype(np.float32) / np.float32(255.0)
             np.testing.assert_array_equal(preprocess_rgb(observation.colors[name], RGB.height, RGB.width), stored)
     assert np.count_nonzero(seen[3].views) > 10_000
     assert seen[3].action_history.any(axis=1).sum() == 30

@@ -88,7 +88,7 @@ def test_from_store_to_an_artifact_that_infers_like_torch(store_folder: Path, en
     observation = Observation(
         stamp_ns=int(train.episodes[0].tensors["stamps_ns"][row]),
         views=train.views(row, fusion),
-        colors={"front_left": train.stacked("rgb_front_left")[row]},
+        colors={"front_left": train.colors("front_left", [row])[0]},
         joint_positions=train.stacked("joint_positions")[row],
         action_history=train.stacked("history")[row],
     )

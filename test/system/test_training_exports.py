@@ -66,7 +66,7 @@ def test_a_policy_without_tokens_runs_on_the_robot(store: Store, tmp_path: Path)
     observation = Observation(
         stamp_ns=0,
         views=store.views(0, new_fusion(experiment.fusion)),
-        colors={tiny_store.CAMERA: store.stacked(f"rgb_{tiny_store.CAMERA}")[0]},
+        colors={tiny_store.CAMERA: store.colors(tiny_store.CAMERA, [0])[0]},
         joint_positions=store.stacked("joint_positions")[0],
         action_history=store.stacked("history")[0],
     )

@@ -41,7 +41,7 @@ def observed(store: Store, experiment: config.Experiment) -> Observation:
         stamp_ns=0,
         views=store.views(0, fusion),
         cloud=fusion.fuser.fuse(store.frames(0)),
-        colors={tiny_store.CAMERA: store.stacked(f"rgb_{tiny_store.CAMERA}")[0]},
+        colors={tiny_store.CAMERA: store.colors(tiny_store.CAMERA, [0])[0]},
         joint_positions=store.stacked("joint_positions")[0],
         action_history=store.stacked("history")[0],
     )

@@ -208,7 +208,7 @@ def _example(experiment: Experiment, store: Store) -> Observation:
     return Observation(
         stamp_ns=0,
         views=store.views(0, fusion) if seen else np.zeros(experiment.fusion.tiled_shape, np.float32),
-        colors={camera: store.stacked(f"rgb_{camera}")[0] for camera in cameras},
+        colors={camera: store.colors(camera, [0])[0] for camera in cameras},
         joint_positions=store.stacked("joint_positions")[0],
         action_history=store.stacked("history")[0],
         cloud=store.cloud(0, fusion) if seen else np.zeros((0, 3), np.float32),

@@ -57,7 +57,6 @@ class PolicyData:
             self.actions = normalization.actions(actions)
         else:
             self.actions = cartesian.encode(actions, store.stacked("joint_positions"))
-        self.rgb = {camera: store.stacked(f"rgb_{camera}") for camera in experiment.policy.rgb.cameras}
 
     def batch(
         self, rows: NDArray[np.int64], rng: np.random.Generator | None = None, samples: slice = slice(None)
@@ -68,7 +67,10 @@ class PolicyData:
         """
         settings, mine = self.experiment.training, rows[samples]
         history, proprio = self.history[mine], self.joints[mine]
-        rgb = {c: torch.from_numpy(a[mine]).permute(0, 3, 1, 2).float() / 255.0 for c, a in self.rgb.items()}
+        rgb = {
+            camera: torch.from_numpy(self.store.colors(camera, mine)).permute(0, 3, 1, 2).float() / 255.0
+            for camera in self.experiment.policy.rgb.cameras
+        }
         out: dict[str, Any] = {}
         if rng is not None:
             history = fill_start(self.history[rows], self.firsts[rows], rng, self.experiment.history_fill)[samples]

@@ -1,8 +1,9 @@
 """From a folder of bags to a training store that is read without ROS: one safetensors file an episode and an index.
 
-The store keeps depth (compressed) and poses, not views: the five views are rendered when a sample is read, by the same
-fusion that runs on the robot, so that its settings can change without converting again. Row t of an episode is the
-observation at an image stamp; history and actions are what the live policy node would have seen and should have sent.
+The store keeps depth and colour, both compressed without loss, and poses, not views: the five views are rendered when a
+sample is read, by the same fusion that runs on the robot, so that its settings can change without converting again. Row
+t of an episode is the observation at an image stamp; history and actions are what the live policy node would have seen
+and should have sent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
@@ -36,8 +38,9 @@ from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode, JointSeries
 from clamp_ros.score.seeds import ranges
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
+_PACKED = ("depth", "rgb")
 
 
 def due_actions(commands: JointSeries, stamp_ns: int) -> NDArray[np.float32]:
@@ -83,7 +86,7 @@ def convert_episode(
         for stamp, position in zip(states.stamps_ns, states.positions, strict=True):
             joints.push(int(stamp), position)
         compress = zstandard.ZstdCompressor(level=6).compress
-        depth, offsets, texts = [], [0], []
+        depth, colors, texts = [], [], []
         arrays: dict[str, list[Any]] = {}
         sent = 0
         for stamp in stamps.tolist():
@@ -104,22 +107,19 @@ def convert_episode(
             if not flat:
                 poses = [episode.tf.lookup(WORLD_FRAME, optical_frame(camera), stamp) for camera in frames]
                 row["world_from_camera"] = np.stack(poses)
-            for camera, f in frames.items():
+            for f in frames.values():
                 i = f.index_at(stamp)
-                row[f"rgb_{camera}"] = resize_rgb(f.color(i), *rgb_size)
-                if flat:
-                    continue
-                depth.append(compress(np.ascontiguousarray(f.depth_mm(i)).tobytes()))
-                offsets.append(offsets[-1] + len(depth[-1]))
+                colors.append(png(resize_rgb(f.color(i), *rgb_size)))
+                if not flat:
+                    depth.append(compress(np.ascontiguousarray(f.depth_mm(i)).tobytes()))
             if task_state:
                 texts.append(task_state[max(0, int(np.searchsorted(state_stamps, stamp, side="right")) - 1)][1]["text"])
             for key, value in row.items():
                 arrays.setdefault(key, []).append(value)
         tensors = {key: np.stack(values) for key, values in arrays.items()}
-        tensors["stamps_ns"] = stamps
+        tensors |= {"stamps_ns": stamps, **packed("rgb", colors)}
         if not flat:
-            tensors["depth"] = np.frombuffer(b"".join(depth), np.uint8)
-            tensors["depth_offsets"] = np.array(offsets, dtype=np.int64)
+            tensors |= packed("depth", depth)
         pinholes = {camera: vars(f.pinhole) for camera, f in frames.items()}
         metadata = {"cameras": list(cameras), "pinholes": pinholes, "objects": objects, "texts": texts}
         temporary = out.with_suffix(".tmp")
@@ -127,6 +127,20 @@ def convert_episode(
         temporary.replace(out)
         facts = {"task": episode.metadata.task, "seed": episode.metadata.seed, "bag": bag.name}
         return {"file": out.name, "rows": len(stamps), **facts}
+
+
+def png(color: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) RGB as PNG."""
+    good, data = cv2.imencode(".png", cv2.cvtColor(color, cv2.COLOR_RGB2BGR))
+    if not good:
+        raise RecordError("a colour image cannot be compressed as PNG")
+    return data.tobytes()
+
+
+def packed(name: str, parts: Sequence[bytes]) -> dict[str, NDArray[Any]]:
+    """Compressed images as tensors: their bytes one after the other, and where each begins, and the last one ends."""
+    ends = np.cumsum([0, *map(len, parts)])
+    return {name: np.frombuffer(b"".join(parts), np.uint8), f"{name}_offsets": ends.astype(np.int64)}
 
 
 def _convert_or_report(
@@ -199,8 +213,9 @@ def convert(
 def _described(store: Store) -> dict[str, Any]:
     """What the index tells of its rows: each tensor's dtype and shape but for the rows, and the numbers' statistics."""
     first = store.episodes[0].tensors
-    packed = ("depth", "depth_offsets")
-    schema = {name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in first.items() if name not in packed}
+    schema = {
+        name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in first.items() if not name.startswith(_PACKED)
+    }
     found = {"joint_positions": store.stacked("joint_positions"), "actions": store.stacked("actions")[:, 0]}
     statistics = {
         name: {key: getattr(values, key)(axis=0, dtype=np.float64).tolist() for key in ("mean", "std")}
@@ -232,7 +247,7 @@ def _load_episode(path: Path, cameras: Sequence[str]) -> _EpisodeData:
 
 
 class Store:
-    """Random access to the rows of one or more stores. Episodes are held in memory, their depth compressed.
+    """Random access to the rows of one or more stores. Episodes are held in memory, their images compressed.
 
     Args:
         folders: made by `convert`, all with the same cameras and colour size.
@@ -257,6 +272,10 @@ class Store:
                     f"{folder} is not a training store: no {INDEX}; make it by `clamp train convert`"
                 ) from None
             settings = {key: index[key] for key in ("format", "cameras", "rgb_size")}
+            if settings["format"] != FORMAT:
+                raise RecordError(
+                    f"{folder} has format {settings['format']}, expected {FORMAT}: convert the bags again, elsewhere"
+                )
             if made_with and settings != made_with:
                 raise RecordError(
                     f"{folder} was made with {settings}, {folders[0]} with {made_with}; convert them alike"
@@ -288,7 +307,7 @@ class Store:
         return {task: ranges(seed for t, seed in known if t == task) for task in sorted(set(self.tasks))}
 
     def stacked(self, name: str) -> NDArray[Any]:
-        """One array of every row: joint_positions (N, 14), history and actions (N, 50, 14), rgb_<camera>, ..."""
+        """One array of every row: joint_positions (N, 14), history and actions (N, 50, 14), ..."""
         return np.concatenate([data.tensors[name] for data in self.episodes])
 
     def normalization(self) -> Normalization:
@@ -309,12 +328,30 @@ class Store:
         out = []
         decompress = zstandard.ZstdDecompressor().decompress  # one serves one thread
         for c, pinhole in enumerate(data.pinholes):
-            i = t * len(self.cameras) + c
-            start, stop = data.tensors["depth_offsets"][i : i + 2]
-            raw = decompress(data.tensors["depth"][start:stop].tobytes())
+            raw = decompress(self._packed(row, c, "depth").tobytes())
             depth = np.frombuffer(raw, np.uint16).reshape(pinhole.height, pinhole.width)
             out.append(DepthFrame(depth, pinhole, data.tensors["world_from_camera"][t, c]))
         return out
+
+    def _packed(self, row: int, camera: int, name: str) -> NDArray[np.uint8]:
+        e, t = self.rows[row]
+        tensors, i = self.episodes[e].tensors, t * len(self.cameras) + camera
+        start, stop = tensors[f"{name}_offsets"][i : i + 2]
+        return tensors[name][start:stop]
+
+    def colors(self, camera: str, rows: Iterable[int]) -> NDArray[np.uint8]:
+        """(B, h, w, 3) RGB of a camera at some rows, of the size that the store was made with.
+
+        Raises:
+            RecordError: an image is damaged.
+        """
+        c, images = self.cameras.index(camera), []
+        for row in rows:
+            image = cv2.imdecode(self._packed(int(row), c, "rgb"), cv2.IMREAD_COLOR)
+            if image is None:
+                raise RecordError(f"{self.bags[self.rows[row][0]]} has a damaged colour image; convert the bag again")
+            images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        return np.stack(images)
 
     def views(self, row: int, fusion: Fusion) -> NDArray[np.float32]:
         """Tiled float32 (the paper's: (224, 1120, 4)): the views the fusion node would publish at a row."""
