@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--offline", action="store_true", help="no recording")
     args = parser.parse_args()
     environment.prepare()
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         needed = 5 * args.size[0] * args.size[1] * len(CAMERAS) * args.rate / MB
