@@ -101,15 +101,21 @@ def rehearse(
         say: told what happens.
 
     Raises:
-        CalibrationError: a number is out of range, the session is there already, or too few shots came out.
+        CalibrationError: a number is out of range, the session is there already, its folder cannot be made, or too few
+            shots came out.
         SystemDiedError: the simulation did not come up, or ended.
     """
-    if not 1 <= places <= PLACES or shots < 1:
-        raise CalibrationError(f"places is {places} and shots {shots}, expected 1 to {PLACES} and 1 or more")
+    if not 1 <= places <= PLACES or shots < 1 or seed < 0:
+        raise CalibrationError(
+            f"places is {places}, shots {shots} and seed {seed}, expected 1 to {PLACES}, 1 or more and 0 or more"
+        )
     taken = folder / "session"
     if taken.exists():
         raise CalibrationError(f"{folder} holds a session already; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(f"{folder} cannot be made: {error}") from error
     board, cameras = Board(), default_cameras(width=size[0], height=size[1])
     seeds = [next(s for s in range(1000) if place_of_seed(s) == place) for place in range(places)]
     simulation = {"width": size[0], "height": size[1], "image_rate_hz": _IMAGE_RATE_HZ}

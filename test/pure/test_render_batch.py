@@ -171,6 +171,9 @@ def test_tokens_are_read_from_where_they_were_kept(tmp_path, monkeypatch, caplog
     store.episodes[0].tensors["world_from_gripper"][0, 0, 2, 3] += 0.05
     tokens()
     assert len(calls) == 4 and len(list((tmp_path / "tokens").iterdir())) == 3
+    (tmp_path / "file").touch()  # where no folder can be made, it goes on without
+    data = PolicyData(tiny, store, encoders, store.normalization(), tokens=tmp_path / "file" / "tokens")
+    assert data.features is not None and "is not kept" in caplog.text
 
 
 class Identity(torch.nn.Module):

@@ -307,3 +307,7 @@ def test_a_session_is_rehearsed_without_a_robot(tmp_path):
         rehearse(tmp_path)
     with pytest.raises(CalibrationError, match="places is 9"):
         rehearse(tmp_path / "other", places=9)
+    with pytest.raises(CalibrationError, match="seed -1"):
+        rehearse(tmp_path / "other", seed=-1)
+    with pytest.raises(CalibrationError, match="cannot be made"):
+        rehearse(tmp_path / "log.txt")

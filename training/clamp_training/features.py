@@ -5,6 +5,7 @@ They are held in memory, and in a file beside the encoders: another seed, or the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -144,10 +145,15 @@ def kept(
         return found
     features = extract(encoder, experiment, store, renderer, processes)
     if processes.first:
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(vars(features), temporary)
-        temporary.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(vars(features), temporary)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:  # a full disk or a folder of somebody else's ends no training
+            logging.warning("%s is not kept, and will be made again: %s", path, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     return features
 
 
