@@ -181,6 +181,12 @@ def test_checkpoint_of_another_experiment_is_refused(store_folder: Path, encoder
         pretrain(other, Store([store_folder]), None, encoders.parent)
 
 
+def test_experiments_that_differ_in_the_policy_share_encoders(store_folder: Path, encoders: Path) -> None:
+    before = encoders.read_bytes()
+    other = dataclasses.replace(EXPERIMENT, name="other", training=dataclasses.replace(EXPERIMENT.training, steps=99))
+    assert pretrain(other, Store([store_folder]), None, encoders.parent).read_bytes() == before
+
+
 def test_damaged_weights_are_a_clear_error(encoders: Path, tmp_path: Path) -> None:
     path = tmp_path / "encoders.safetensors"
     path.write_bytes(encoders.read_bytes()[:1000])

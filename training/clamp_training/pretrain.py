@@ -192,7 +192,7 @@ def pretrain(
     wrapped = processes.average_gradients(model, partly_used=False)
     trained = groups(list(model.parameters()))
     optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, betas=(0.9, settings.beta2))
-    described = {"config": experiment.to_dict(), "objects": objects}
+    described = {"config": settings_of_encoders(experiment), "objects": objects}
     tokenizer = Tokenizer(experiment.text)
     if settings.text:
         warn_of_cut_text(store, tokenizer)
@@ -252,6 +252,12 @@ def pretrain(
         save_encoders(final, model, done, described, normalization, processes.first)
     processes.wait()
     return final
+
+
+def settings_of_encoders(experiment: Experiment) -> dict[str, Any]:
+    """What the encoders' training depends on, so that experiments which differ in the policy alone share encoders."""
+    others = ("name", "task", "policy", "diffusion", "training")
+    return {key: value for key, value in experiment.to_dict().items() if key not in others}
 
 
 def save_encoders(
