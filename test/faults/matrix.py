@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from faults.seen import Mark, held_since_s, largest_step
+from faults.seen import Mark, gate_held_s, held_since_s, largest_step
 from faults.stack import Stack, SystemEndedError
 
 from clamp_ros.contract.errors import ClampError
@@ -74,7 +74,10 @@ class Outcome:
     """What one injection did.
 
     Attributes:
-        held_ms: from the fault until no goal changed any more for `QUIET_S`; None where the arms went on.
+        began_ms: from the fault until the gate first said that it holds, and braked, or goals stayed out. None where
+            the arms went on.
+        held_ms: from the fault until no goal changed any more for `QUIET_S`: braking, within the gate's acceleration
+            limits, was over, and no good message between the bad ones let them move. None where the arms went on.
         moved_rad: how far a joint was from where it stood at the fault, at most.
         step_rad: the largest change from one goal to the next.
         log: the first line that says why.
@@ -84,6 +87,7 @@ class Outcome:
         wrong: what is not as it has to be; empty if all is.
     """
 
+    began_ms: float | None = None
     held_ms: float | None = None
     moved_rad: float = 0.0
     step_rad: float = 0.0
@@ -152,7 +156,10 @@ def _watch(stack: Stack, fault: Fault, mark: Mark, outcome: Outcome) -> None:
     held = stack.still()
     if held:
         since_s = held_since_s(stack.goals(mark.at_s), mark.at_s, time.monotonic())
-        outcome.held_ms = None if since_s is None else 1e3 * (since_s - mark.at_s)
+        if since_s is not None:
+            outcome.held_ms = 1e3 * (since_s - mark.at_s)
+            gate_s = gate_held_s(stack.seen.said, mark.at_s)
+            outcome.began_ms = 1e3 * (min(since_s, since_s if gate_s is None else gate_s) - mark.at_s)
     if held is not (fault.expect in (Expect.HOLD, Expect.END)) and fault.expect is not Expect.EITHER:
         outcome.wrong.append("the arms go on" if not held else "the arms hold")
     outcome.log = _said(stack, fault, mark)
@@ -224,8 +231,13 @@ class Row:
     outcomes: list[Outcome]
 
     @property
+    def began_ms(self) -> list[float]:
+        """Times until the arms began to hold, where they did."""
+        return [outcome.began_ms for outcome in self.outcomes if outcome.began_ms is not None]
+
+    @property
     def held_ms(self) -> list[float]:
-        """Times until the arms held, where they did."""
+        """Times until the arms were told to stand still, where they were."""
         return [outcome.held_ms for outcome in self.outcomes if outcome.held_ms is not None]
 
     @property
@@ -240,13 +252,15 @@ class Row:
         lost = [outcome.lost for outcome in self.outcomes if outcome.lost is not None]
         back = [outcome.back_s for outcome in self.outcomes if outcome.back_s is not None]
         did = f"held {len(held)}/{times}" if held else f"went on {times}/{times}"
-        within = sum(time_ms <= GOAL_MS for time_ms in held)
+        began = self.began_ms
+        within = sum(time_ms <= GOAL_MS for time_ms in began)
         return {
             "group": self.group,
             "fault": self.fault.name,
             "arms": did,
-            "held after ms, median (max)": f"{statistics.median(held):.0f} ({max(held):.0f})" if held else "",
-            "within 40 ms": f"{within}/{len(held)}" if self.fault.prompt and held else "",
+            "held from ms, median (max)": _median_max(began),
+            "within 40 ms": f"{within}/{len(began)}" if self.fault.prompt and began else "",
+            "at rest after ms": _median_max(held),
             "moved rad": f"{max(outcome.moved_rad for outcome in self.outcomes):.2f}",
             "largest step rad": f"{max(outcome.step_rad for outcome in self.outcomes):.2f}",
             "log or status": _short(first.log),
@@ -255,6 +269,10 @@ class Row:
             "back after s": f"{statistics.median(back):.1f}" if back else "started anew",
             "wrong": "; ".join(self.wrong),
         }
+
+
+def _median_max(times_ms: Sequence[float]) -> str:
+    return f"{statistics.median(times_ms):.0f} ({max(times_ms):.0f})" if times_ms else ""
 
 
 def _short(text: str, length: int = 110) -> str:
@@ -313,7 +331,7 @@ def run(
 def tell_of(row: Row, tell: Callable[[str], None]) -> None:
     """A line about an outcome."""
     cells = row.cells()
-    held = cells["held after ms, median (max)"]
+    held = cells["held from ms, median (max)"]
     wrong = f"; WRONG: {cells['wrong']}" if cells["wrong"] else ""
     tell(f"{row.group}: {row.fault.name}: {cells['arms']}, {held or '-'} ms; {cells['log or status']}{wrong}")
 

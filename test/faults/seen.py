@@ -117,6 +117,12 @@ def held_since_s(rows: list[tuple[float, Joints]], begin_s: float, end_s: float)
     return None
 
 
+def gate_held_s(said: list[tuple[float, str]], begin_s: float) -> float | None:
+    """When the control node first said, from `begin_s` on, that it holds; None if it did not."""
+    words = ("control: holding", "control: stopped")
+    return next((at_s for at_s, text in said if at_s >= begin_s and text.startswith(words)), None)
+
+
 def largest_step(rows: list[tuple[float, Joints]]) -> float:
     """The largest change from one goal to the next, over both arms."""
     steps = [0.0]

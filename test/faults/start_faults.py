@@ -145,7 +145,7 @@ def play(folder: Path, fault: StartFault, recordings: Path) -> Outcome:
             child.terminate()
         child.wait(30.0)
         outcome.log = said.group(0) if said else ""
-        outcome.held_ms = 0.0
+        outcome.began_ms = outcome.held_ms = 0.0
         outcome.moved_rad = float(np.abs(_shafts(stack) - before).max()) * TICK_RAD
         if not said:
             outcome.wrong.append(f"nobody said {fault.says!r}")

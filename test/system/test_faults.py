@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from faults import matrix, robot_faults, sim_faults, start_faults
 from faults.matrix import Expect, Fault
-from faults.seen import held_since_s, largest_step
+from faults.seen import gate_held_s, held_since_s, largest_step
 from faults.stack import Stack, running
 
 SHORT = ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN")
@@ -57,16 +57,24 @@ def test_holding_begins_with_the_last_change_before_a_while_of_none():
     assert largest_step(again) == pytest.approx(0.32)
 
 
+def test_holding_begins_with_the_gates_first_word_since_the_fault():
+    said = [(0.5, "control: holding: late"), (1.0, "control: running"), (1.5, "arms: idle"), (1.6, "control: stopped")]
+    assert gate_held_s(said, 0.0) == 0.5
+    assert gate_held_s(said, 0.9) == 1.6
+    assert gate_held_s(said, 1.7) is None
+
+
 def test_a_row_counts_what_held_in_time_and_tells_what_was_wrong():
     fault = Fault("bus silent", lambda _: None, Expect.HOLD, "", prompt=True)
     outcomes = [
-        matrix.Outcome(held_ms=30.0, log="a | b", lost=(2, 100), back_s=1.0),
-        matrix.Outcome(held_ms=50.0, wrong=["nobody said it"], lost=(5, 90)),
+        matrix.Outcome(began_ms=30.0, held_ms=170.0, log="a | b", lost=(2, 100), back_s=1.0),
+        matrix.Outcome(began_ms=50.0, held_ms=190.0, wrong=["nobody said it"], lost=(5, 90)),
     ]
     row = matrix.Row("robot", fault, outcomes)
     cells = row.cells()
     assert cells["arms"] == "held 2/2" and cells["within 40 ms"] == "1/2"
-    assert cells["held after ms, median (max)"] == "40 (50)" and cells["bag lost"] == "5 of 100"
+    assert cells["held from ms, median (max)"] == "40 (50)" and cells["at rest after ms"] == "180 (190)"
+    assert cells["bag lost"] == "5 of 100"
     assert cells["wrong"] == "nobody said it" and cells["log or status"] == "a / b"
     lines = matrix.markdown([row, row]).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
