@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Table I at a size for two cores: at equal data, steps and seeds, the policy without CLAMP, with its encoders only, and
-# with CLAMP (encoders and pretrained policy). Every step goes on where it was, so the same command continues after an
-# interruption; with fewer SEEDS or TASKS first, more of them later. JOBS policies are trained and scored at a time, each
-# with its share of the cores: these networks are too small for one of them to use two.
+# Table I at a size for two cores: at equal data, steps and seeds, the policy without CLAMP, without it but pretrained,
+# with CLAMP's encoders only, and with CLAMP (encoders and pretrained policy). Every step goes on where it was, so the same
+# command continues after an interruption; with fewer SEEDS or TASKS first, more of them later. JOBS policies are trained
+# and scored at a time, each with its share of the cores: these networks are too small for one of them to use two.
 #   TASKS="mug_on_plate_easy drawer_open" SEEDS="0 1 2" EPISODES=200 training/table_1.sh runs/table_1
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=${1:?usage: training/table_1.sh FOLDER}
+methods="without_clamp pretrained encoders_only clamp"
 tasks=${TASKS:-mug_on_plate_easy drawer_open}
 seeds=${SEEDS:-0 1 2}
 episodes=${EPISODES:-200}
@@ -37,6 +38,7 @@ score() {
     local reads=(--encoders "$encoders") train
     case $method in
         without_clamp) reads=() && train=(policy --normalization "$encoders") ;;
+        pretrained) reads=() && train=(finetune --initial "$out/pretrained/policy.safetensors") ;;
         encoders_only) train=(policy "${reads[@]}") ;;
         clamp) train=(finetune "${reads[@]}" --initial "$out/pretrained/policy.safetensors") ;;
     esac
@@ -46,18 +48,19 @@ score() {
             --threads "$(((cores + jobs - 1) / jobs))" --out "$run" &&
             { [ -f "$artifact/manifest.json" ] ||
                 $clamp train export "${experiment[@]}" "${reads[@]}" --policy "$run/policy.safetensors" \
-                    --store "$out/stores/$task" --task "$task" --out "$artifact"; } &&
+                    --store "$out/stores/$task" --task "$task" --out "$artifact" \
+                    --data "$episodes scripted demonstrations of $task, the last $held_out held out."; } &&
             $clamp eval --artifact "$artifact" --task "$task" --episodes "$trials" --workers 1 --out "$out/scores"
     } >>"$run/log.txt" 2>&1 || { echo "$name failed; see $run/log.txt" >&2 && return 1; }
     grep " success, " "$run/log.txt" | tail -n 1
 }
 export -f score
-export out clamp encoders held_out trials cores jobs
+export out clamp encoders episodes held_out trials cores jobs
 
 echo "training and scoring, $jobs at a time; the logs are $out/policies/*/log.txt"
 for seed in $seeds; do
     for task in $tasks; do
-        for method in without_clamp encoders_only clamp; do
+        for method in $methods; do
             echo "$task $method $seed"
         done
     done
@@ -66,7 +69,7 @@ done | xargs -P "$jobs" -L 1 bash -euo pipefail -c 'score "$@"' score
 results=()
 for seed in $seeds; do
     for task in $tasks; do
-        for method in without_clamp encoders_only clamp; do
+        for method in $methods; do
             results+=("$out/scores/${task}_${method}_${seed}_$task.json")
         done
     done

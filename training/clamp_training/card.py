@@ -67,7 +67,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         "## Data",
         "",
-        str(manifest.training.get("data", "not recorded")),
+        str(manifest.training.get("data") or "not recorded"),
     ]
     commands = manifest.training.get("commands", [])
     if commands:
