@@ -1,0 +1,84 @@
+"""The script that makes Table I, with a stand-in for `clamp` that writes down what it is told."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "training" / "table_1.sh"
+CLAMP = """#!/usr/bin/env bash
+line=$(printf '%q ' "$@") && echo "$line" >>"$CALLS"
+case "$*" in *"$BREAKS"*) exit 3 ;; esac
+[ "$1" != eval ] || echo "it: 1/2 = 50.0 % success, 95 % interval"
+"""
+METHODS = ("without_clamp", "pretrained", "encoders_only", "clamp")
+
+
+def run(root: Path, breaks: str = "nothing breaks") -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """Runs the script on two tasks and one seed; what it printed, and the words of every call."""
+    for folder in ("training", ".venv/bin"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(SCRIPT, root / "training")
+    clamp = root / ".venv" / "bin" / "clamp"
+    clamp.write_text(CLAMP)
+    clamp.chmod(0o755)
+    settings = {"TASKS": "mug drawer", "SEEDS": "4", "EPISODES": "30", "BREAKS": breaks, "CALLS": str(root / "calls")}
+    done = subprocess.run(
+        ["bash", root / "training" / SCRIPT.name, root / "out"],
+        env={**os.environ, **settings}, capture_output=True, text=True, timeout=60.0, check=False,
+    )  # fmt: skip
+    return done, [shlex.split(line) for line in (root / "calls").read_text().splitlines()]
+
+
+def after(call: list[str], option: str) -> str:
+    """The word after an option."""
+    return call[call.index(option) + 1]
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> list[list[str]]:
+    done, calls = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("50.0 % success") == 8
+    return calls
+
+
+def test_methods_differ_in_encoders_and_pretraining_alone(calls: list[list[str]]) -> None:
+    trained = {}
+    for call in calls:
+        if call[:2] in (["train", "policy"], ["train", "finetune"]) and "--threads" in call:
+            trained[Path(after(call, "--out")).name] = call
+    assert set(trained) == {f"{task}_{method}_4" for task in ("mug", "drawer") for method in METHODS}
+    for name, call in trained.items():
+        task, method = name.removesuffix("_4").split("_", 1)
+        assert after(call, "--experiment") == f"small_{method}"
+        assert (Path(after(call, "--store")).name, after(call, "--seed"), after(call, "--held-out")) == (
+            task,
+            "4",
+            "10",
+        )
+        assert ("--encoders" in call) == (method in ("encoders_only", "clamp"))
+        assert ("--initial" in call) == (call[1] == "finetune") == (method in ("pretrained", "clamp"))
+
+
+def test_pretraining_is_of_all_tasks_and_the_report_of_all_scores(calls: list[list[str]]) -> None:
+    for experiment in ("small_encoders_only", "small_pretraining"):
+        call = next(
+            c for c in calls if c[0] == "train" and c[1] != "convert" and after(c, "--experiment") == experiment
+        )
+        stores = call[call.index("--store") + 1 : call.index("--held-out")]
+        assert [Path(store).name for store in stores] == ["mug", "drawer"]
+    assert calls[-1][0] == "report"
+    scores = [Path(word).name for word in calls[-1] if word.endswith(".json")]
+    assert scores == [f"{task}_{method}_4_{task}.json" for task in ("mug", "drawer") for method in METHODS]
+
+
+def test_a_policy_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> None:
+    done, calls = run(tmp_path, breaks="small_pretrained --store " + str(tmp_path / "out" / "stores" / "mug"))
+    assert done.returncode != 0
+    assert "mug_pretrained_4 failed" in done.stderr
+    assert sum(call[0] == "eval" for call in calls) == 7
+    assert not any(call[0] == "report" for call in calls)
