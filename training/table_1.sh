@@ -3,13 +3,16 @@
 # with CLAMP's encoders only, and with CLAMP (encoders and pretrained policy). Every step goes on where it was, so the same
 # command continues after an interruption; with fewer SEEDS or TASKS first, more of them later. JOBS policies are trained
 # and scored at a time, each with its share of the cores: these networks are too small for one of them to use two.
-#   TASKS="mug_on_plate_easy drawer_open" SEEDS="0 1 2" EPISODES=200 training/table_1.sh runs/table_1
+# PRETRAINING names the tasks whose demonstrations the encoders and the pretrained policy learn from; TASKS are scored.
+#   PRETRAINING="mug_on_plate_easy drawer_open" TASKS="mug_on_plate_easy drawer_open_easy" SEEDS="0 1 2" EPISODES=200 \
+#       training/table_1.sh runs/table_1
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=${1:?usage: training/table_1.sh FOLDER}
 methods="without_clamp pretrained encoders_only clamp"
-tasks=${TASKS:-mug_on_plate_easy drawer_open}
+pretraining=${PRETRAINING:-mug_on_plate_easy drawer_open}
+tasks=${TASKS:-mug_on_plate_easy drawer_open_easy}
 seeds=${SEEDS:-0 1 2}
 episodes=${EPISODES:-200}
 trials=${TRIALS:-50}
@@ -19,14 +22,15 @@ held_out=10
 clamp=.venv/bin/clamp
 encoders=$out/encoders/encoders.safetensors
 
-stores=()
-for task in $tasks; do
+for task in $(printf '%s\n' $pretraining $tasks | sort -u); do
     $clamp demos --task "$task" --episodes "$episodes" --workers "$cores" --out "$out/demos/$task"
     $clamp train convert "$out/demos/$task" --experiment small_encoders_only --workers "$cores" --out "$out/stores/$task"
-    stores+=("$out/stores/$task")
 done
 
-data=(--store "${stores[@]}" --held-out "$held_out")
+data=(--held-out "$held_out" --store)
+for task in $pretraining; do
+    data+=("$out/stores/$task")
+done
 $clamp train encoders --experiment small_encoders_only "${data[@]}" --out "$out/encoders"
 $clamp train policy --experiment small_pretraining "${data[@]}" --normalization "$encoders" --out "$out/pretrained"
 

@@ -9,6 +9,7 @@ TASK_NAMES: tuple[str, ...] = (
     "mug_on_plate",
     "mug_on_plate_easy",
     "drawer_open",
+    "drawer_open_easy",
     "pen_in_container",
     "can_opener_in_caddy",
     "screwdriver_in_caddy",

@@ -23,6 +23,7 @@ _EXPERTS = {
     "mug_on_plate": make_mug_on_plate_expert,
     "mug_on_plate_easy": make_mug_on_plate_expert,
     "drawer_open": make_drawer_open_expert,
+    "drawer_open_easy": make_drawer_open_expert,
     "pen_in_container": make_insert_expert,
     "can_opener_in_caddy": make_insert_expert,
     "screwdriver_in_caddy": make_insert_expert,

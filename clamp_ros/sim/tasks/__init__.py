@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clamp_ros.sim.tasks.drawer_open import DrawerOpen
+from clamp_ros.sim.tasks.drawer_open import DrawerOpen, DrawerOpenEasy
 from clamp_ros.sim.tasks.insert import CanOpenerInCaddy, PenInContainer, ScrewdriverInCaddy
 from clamp_ros.sim.tasks.mug_on_plate import MugOnPlate, MugOnPlateEasy, RealMugOnPlate
 from clamp_ros.sim.tasks.plate_on_rack import PlateOnRack, RealPlateOnRack
@@ -16,6 +16,7 @@ TASKS: dict[str, type[Task]] = {
         MugOnPlate,
         MugOnPlateEasy,
         DrawerOpen,
+        DrawerOpenEasy,
         PenInContainer,
         CanOpenerInCaddy,
         ScrewdriverInCaddy,

@@ -48,7 +48,7 @@ class DrawerOpen(Task):
     yaw_rad = (-0.75 * np.pi, -0.25 * np.pi)
 
     def reset(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
-        """Uniform in a 24 x 10 cm region; both drawers shut."""
+        """Uniform in the task's region and yaw; both drawers shut."""
         x, y = (float(rng.uniform(*axis)) for axis in self.region_m)
         place(model, data, "drawer", (x, y), float(rng.uniform(*self.yaw_rad)))
         for drawer in DRAWERS:
@@ -73,6 +73,15 @@ class DrawerOpen(Task):
         if gripped_by(touching(model, data, drawer_joint("bottom"))) is not None:
             return 3 if opening > _STARTED_M else 2
         return int(min(knob_distances_m(data).values()) < REACHING_M)
+
+
+class DrawerOpenEasy(DrawerOpen):
+    """The chest in narrower poses on the left, its front turned to the left arm, so that this arm alone is handy."""
+
+    name = "drawer_open_easy"
+
+    region_m = ((-0.06, 0.04), (0.04, 0.10))
+    yaw_rad = (-0.97 * np.pi, -0.89 * np.pi)
 
 
 def opening_m(model: mujoco.MjModel, data: mujoco.MjData, drawer: str) -> float:
