@@ -17,7 +17,6 @@ from typing import Any
 
 import clamp_ros
 from clamp_ros.contract.errors import ClampError, ConfigError
-from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.verbs import VerbParser
 
 EXIT_PROBLEM = 1
@@ -50,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (summary, _) in _PASSED_ON.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for add in (_add_stop, _add_record, _add_replay, _add_eval, _add_report, _add_info):
+    for add in (_add_stop, _add_record, _add_replay, _add_info):
         add(commands)
     return parser
 
@@ -131,6 +130,14 @@ def _run_bag(words: Sequence[str]) -> int:
     return importlib.import_module("clamp_ros.bags").main(words)
 
 
+def _run_eval(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.score.command").evaluate(words)
+
+
+def _run_report(words: Sequence[str]) -> int:
+    return importlib.import_module("clamp_ros.score.command").report(words)
+
+
 _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run the system where there is no `ros2 launch`: clamp up sim:=true", _run_up),
     "teleop": ("move the robot, or its simulation, with the leader arms: clamp teleop sim:=true", _run_teleop),
@@ -140,6 +147,8 @@ _PASSED_ON: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "preflight": ("check ports, motors, cameras, policy and machine before the robot moves", _run_preflight),
     "demos": ("make demonstrations with a scripted expert, one bag an episode; merge and score them", _run_demos),
     "bag": ("mend and audit bags; export to and import from other stacks' datasets", _run_bag),
+    "eval": ("score policies over many unseen episodes", _run_eval),
+    "report": ("make one HTML page of results of `clamp eval`", _run_report),
     "train": ("convert bags, pretrain encoders, train and export a policy (needs torch)", _run_train),
 }
 """Commands whose arguments another module reads: their summary, and what takes the words after them."""
@@ -233,120 +242,6 @@ def _run_replay(args: argparse.Namespace) -> int:
     where = f"; recorded to {done.bag}" if done.bag is not None else ""
     print(f"{args.bag}: {'success' if done.success else 'no success'} after {done.seconds:.1f} s{where}")
     return 0 if done.success else EXIT_PROBLEM
-
-
-def _add_eval(commands: Any) -> None:
-    parser = _command(
-        commands, "eval", "score policies over many unseen episodes", _run_eval,
-        "Prints the success rate with its 95 % Wilson interval. Plays in process, with the code of the nodes, in\n"
-        "simulated time; with --ros through the whole running system. The same command goes on where an interrupted\n"
-        "one stopped. An episode that fails for any reason counts as a failure. Several artifacts play the same seeds\n"
-        "and are compared; those that are checkpoints of one training run make a curve, whose maximum is told.",
-    )  # fmt: skip
-    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASK_NAMES)}")
-    parser.add_argument(
-        "--artifact", nargs="+", metavar="A", default=[],
-        help="policy folders, folders of such (checkpoints), or names of shipped ones (named after the task)",
-    )  # fmt: skip
-    parser.add_argument("--episodes", type=int, metavar="N", help="50, or as many as --seeds are")
-    parser.add_argument("--seed", type=int, metavar="S", help="first seed (1000000, unseen by demonstrations)")
-    parser.add_argument("--seeds", nargs="+", metavar="A-B", help="seeds and ranges, in place of --episodes and --seed")
-    parser.add_argument("--out", type=Path, default=Path("data/eval"), metavar="PATH",
-                        help="folder for the results, or a .json file for one artifact (%(default)s)")  # fmt: skip
-    parser.add_argument("--report", type=Path, metavar="PAGE", help="HTML page of the results, as of `clamp report`")
-    parser.add_argument("--video", type=Path, metavar="DIR", help="film episodes into this folder")
-    parser.add_argument("--films", default="all", choices=("all", "failures"), help="to keep (%(default)s)")
-    parser.add_argument("--pictures", default=True, action=argparse.BooleanOptionalAction, help="of failures (yes)")
-    parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (%(default)s)")
-    parser.add_argument("--stall", type=float, default=300.0, metavar="S",
-                        help="seconds without a tick that fail an episode, in process (%(default)s)")  # fmt: skip
-    parser.add_argument("--mode", default="open_loop", choices=("open_loop", "temporal_ensemble"), help="%(default)s")
-    parser.add_argument("--execute-steps", type=int, default=25, metavar="N", help="actions of a chunk (%(default)s)")
-    parser.add_argument("--latency-ticks", type=int, default=3, metavar="N",
-                        help="20 ms ticks from observation to chunk, in process (%(default)s)")  # fmt: skip
-    parser.add_argument("--assets", type=Path, metavar="DIR", help="objects in place of our own, see docs/tasks.md")
-    parser.add_argument("--ros", action="store_true", help="through the whole ROS system")
-
-
-def _run_eval(args: argparse.Namespace) -> int:
-    seeds = _eval_seeds(args)
-    if args.ros and args.video is not None:
-        raise ConfigError("--video films in process only; leave --ros out, or use `clamp demo`")
-    from clamp_ros.evaluate import IN_PROCESS, ROS, Watching, evaluate, plan
-    from clamp_ros.rollout import RolloutConfig
-    from clamp_ros.score.runs import group, words
-
-    assets = "" if args.assets is None else str(args.assets.resolve())
-    rollout = RolloutConfig(args.mode, args.execute_steps, args.latency_ticks, assets=assets)
-    watching = Watching(args.video, args.films, args.pictures)
-    artifacts = [folder for word in args.artifact or [args.task] for folder in _artifact_folders(word)]
-    planned = plan(artifacts, args.task, ROS if args.ros else IN_PROCESS, rollout, args.out)
-    for warning in (warning for _, begun in planned for warning in begun.warnings(seeds)):
-        print(f"clamp: warning: {warning}", file=sys.stderr)
-    results = []
-    for artifact, begun in planned:
-        if args.ros:
-            from clamp_ros.bringup.evaluate import evaluate_ros
-
-            found = evaluate_ros(artifact, args.task, seeds, begun.path, rollout=rollout)
-        else:
-            found = evaluate(
-                artifact, args.task, seeds, begun.path,
-                rollout=rollout, watching=watching, workers=args.workers, stall_s=args.stall,
-            )  # fmt: skip
-        print(found.text(seeds))
-        results.append(found)
-    if len(results) > 1:
-        print(words(group(results)))
-    if args.report is not None:
-        from clamp_ros.score.page import write_page
-
-        write_page([found.path for found in results], args.report)
-        print(f"report: {args.report}")
-    return 0
-
-
-def _eval_seeds(args: argparse.Namespace) -> Sequence[int]:
-    if args.episodes is not None and args.episodes < 1:
-        raise ConfigError(f"--episodes is {args.episodes}, expected at least 1")
-    from clamp_ros.score.seeds import FIRST_SEED, parse_seeds
-
-    if args.seeds is None:
-        first = FIRST_SEED if args.seed is None else args.seed
-        return range(first, first + (args.episodes or 50))
-    seeds = parse_seeds(args.seeds)
-    if args.seed is not None or args.episodes not in (None, len(seeds)):
-        raise ConfigError(f"--seeds names {len(seeds)} seeds; leave --seed and --episodes out beside it")
-    return seeds
-
-
-def _artifact_folders(word: str) -> list[Path]:
-    """A policy's folder; of a folder of policies, each of theirs."""
-    from clamp_ros.bringup.graph import artifact_folder
-
-    folder = Path(word)
-    found = [] if (folder / "manifest.json").exists() else sorted(folder.glob("*/manifest.json"))
-    return [path.parent.resolve() for path in found] or [artifact_folder(word)]
-
-
-def _add_report(commands: Any) -> None:
-    parser = _command(
-        commands, "report", "make one HTML page of results of `clamp eval`", _run_report,
-        "Tables of method by task with the maximum over checkpoints, curves over training steps, paired comparisons,\n"
-        "failures with their pictures, and every episode. The page stands by itself: no scripts, nothing to load.",
-    )  # fmt: skip
-    parser.add_argument("results", nargs="+", type=Path, help="files of `clamp eval`, or folders of such")
-    parser.add_argument("--out", type=Path, default=Path("data/eval/report.html"), metavar="PAGE", help="%(default)s")
-    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="failures shown of each run (%(default)s)")
-
-
-def _run_report(args: argparse.Namespace) -> int:
-    from clamp_ros.score.page import write_page
-
-    files = [file for path in args.results for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    write_page(files, args.out, args.pictures)
-    print(f"{args.out}: {len(files)} results")
-    return 0
 
 
 def _add_info(commands: Any) -> None:
