@@ -69,6 +69,7 @@ class Streamer:
         self._retry_s, self._deadline_s = retry_s, deadline_s
         self._changed = threading.Condition()
         self._wanted = False
+        self._starts = self._served = 0
         self._closed = False
         self._seen_s = 0.0
         self._flowing = False
@@ -78,12 +79,17 @@ class Streamer:
         self._thread.start()
 
     def start(self) -> None:
-        """Begins to stream; returns at once."""
-        self._set(wanted=True)
+        """Begins to stream; returns at once. A camera that was just stopped is closed first, and opened anew."""
+        with self._changed:
+            self._starts += not self._wanted
+            self._wanted = True
+            self._changed.notify()
 
     def stop(self) -> None:
         """Stops streaming; returns at once. A frame in progress may still be given out."""
-        self._set(wanted=False)
+        with self._changed:
+            self._wanted = False
+            self._changed.notify()
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Ends the thread, and waits for it for at most `timeout_s`; whether it has ended."""
@@ -93,20 +99,16 @@ class Streamer:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _set(self, wanted: bool) -> None:
-        with self._changed:
-            self._wanted = wanted
-            self._changed.notify()
-
     @property
     def _going(self) -> bool:
-        return self._wanted and not self._closed
+        return self._wanted and self._served == self._starts and not self._closed
 
     def _run(self) -> None:
         try:
             while not self._closed:
                 with self._changed:
                     self._changed.wait_for(lambda: self._wanted or self._closed)
+                    self._served = self._starts
                 self._seen_s = time.monotonic()
                 self._flowing = False
                 while self._going:

@@ -164,6 +164,24 @@ def test_stopped_and_started_again(rig: Rig):
     assert rig.states == [(None, False)], "a stop that was asked for is no fault"
 
 
+def test_stopped_and_started_within_a_read_it_is_opened_anew(rig: Rig):
+    rig.camera.acts.put(FRAME)
+    streamer = rig.begin()
+    rig.until(lambda: rig.frames)
+    rig.camera.forever = True
+    reads = rig.camera.reads
+    rig.until(lambda: rig.camera.reads > reads)
+    streamer.stop()
+    streamer.start()
+    streamer.start()
+    rig.camera.forever = False
+    rig.camera.acts.put(FRAME)
+    rig.camera.hang.set()
+    rig.camera.acts.put(FRAME)
+    rig.until(lambda: rig.camera.calls == ["open", "close", "open"] and len(rig.states) == 2)
+    assert rig.states == [(None, False), (None, False)], "who was told that it is being opened hears that it is open"
+
+
 def test_nobody_waits_for_a_read_that_hangs(rig: Rig):
     rig.camera.forever = True
     streamer = rig.begin()
