@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from clamp_ros.contract.config import check, param
 
+_GAP_S = 1.0
+"""A watcher that looks no oftener has itself been hung or starved, and could hear nobody."""
+
 
 @dataclass(frozen=True)
 class AliveConfig:
@@ -28,6 +31,14 @@ class Heartbeats:
     def __init__(self, config: AliveConfig | None = None) -> None:
         self._config = config or AliveConfig()
         self._heard_s: dict[str, float] = {}
+        self._watched_s: float | None = None
+
+    def watch(self, now_s: float) -> None:
+        """To be called several times a second: time in which the watcher did not run is nobody's silence."""
+        gap_s = now_s - self._watched_s if self._watched_s is not None else 0.0
+        self._watched_s = now_s
+        if gap_s > _GAP_S:
+            self._heard_s = {name: min(heard_s + gap_s, now_s) for name, heard_s in self._heard_s.items()}
 
     def beat(self, name: str, now_s: float) -> None:
         """A node was heard; others than the required and the watched ones do not matter."""

@@ -226,6 +226,7 @@ class ControlNode(Node):
 
     def _mind_deaths(self) -> None:
         now_s = time.monotonic()
+        self._heartbeats.watch(now_s)
         dead, hung = self._heartbeats.dead(now_s), self._heartbeats.hung(now_s)
         if dead and not self._gate.stopped:
             self.stop(f"emergency stop: {dead}")

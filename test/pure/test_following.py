@@ -56,6 +56,20 @@ def test_a_node_that_was_heard_and_falls_silent_is_dead_until_it_is_heard_again(
     assert heartbeats.dead(102.3) == ""
 
 
+def test_a_watcher_that_was_hung_takes_nobody_for_dead() -> None:
+    heartbeats = Heartbeats(AliveConfig(("arm_node",), ("policy_node",), 2.0))
+    for now_s in (100.0, 100.25):
+        heartbeats.watch(now_s)
+    heartbeats.beat("arm_node", 100.25)
+    heartbeats.beat("policy_node", 100.25)
+    heartbeats.watch(112.0)
+    assert heartbeats.dead(112.0) == heartbeats.hung(112.0) == ""
+    for tick in range(1, 9):
+        heartbeats.watch(112.0 + 0.25 * tick)
+    assert heartbeats.dead(114.1).startswith("arm_node has been silent for 2.1 s"), "it is heard no more since then"
+    assert "policy_node" in heartbeats.hung(114.1)
+
+
 def test_a_watched_node_that_hangs_is_named_and_is_no_emergency():
     heartbeats = Heartbeats(AliveConfig(("arm_node",), ("recorder_node", "policy_node"), 2.0))
     for name in ("arm_node", "recorder_node", "policy_node", "another"):
