@@ -42,6 +42,7 @@ _REST_S = 0.002
 """Between looking at one pose of a way and the next, so that the arms' threads go on undisturbed."""
 _IS_ARM = np.ones(NUM_JOINTS, dtype=bool)
 _IS_ARM[list(GRIPPER_INDICES)] = False
+_SILENT = {name: f"the {name} arm's bus does not answer" for name in ARMS}
 
 
 class State(Enum):
@@ -92,7 +93,7 @@ class Arms:
         self._lock = threading.RLock()
         self._state, self._reason = State.STARTING, ""
         self._target: NDArray[np.float64] | None = None
-        self._target_s = 0.0
+        self._target_s = self._asked_s = 0.0
         self._motion: Motion | None = None
         self._failure: BaseException | None = None
         self._begun = False
@@ -138,10 +139,11 @@ class Arms:
         """Takes a command of (14,) finite positions in contract order; returns why it is refused, or None."""
         now_s = time.monotonic()
         with self._lock:
+            self._asked_s = now_s
             if self._state not in (State.HOLDING, State.FOLLOWING):
                 return f"the arms are {self._state.value}: commands are refused"
             if (late := self._silent_side(now_s)) is not None:
-                return f"the {late} arm's bus does not answer: commands are refused"
+                return f"{_SILENT[late]}: commands are refused"
             outside = np.flatnonzero((target < LOWER_LIMITS - _MARGIN) | (target > UPPER_LIMITS + _MARGIN))
             if outside.size:
                 i = int(outside[0])
@@ -249,10 +251,14 @@ class Arms:
     def wanted(self, name: str, now_s: float) -> NDArray[np.float64] | None:
         """(7,) where an arm shall go now; None: stay."""
         with self._lock:
+            late = self._silent_side(now_s)
             if self._state not in (State.FOLLOWING, State.MOVING):
+                unasked = now_s - self._asked_s > self._config.command_timeout_s
+                if self._reason in _SILENT.values() and late is None and unasked:
+                    self._enter(State.HOLDING, "no commands")  # the bus answers again: it is that no longer
                 return None
-            if (late := self._silent_side(now_s)) is not None:
-                self._enter(State.HOLDING, f"the {late} arm's bus does not answer")
+            if late is not None:
+                self._enter(State.HOLDING, _SILENT[late])
                 return None
             if self._motion is not None:
                 wanted = self._motion.at(now_s)[ARM_SLICES[name]]

@@ -16,6 +16,10 @@ from clamp_ros.arm.arm import Arm, ArmSample
 from clamp_ros.arm.settings import ArmsConfig
 from clamp_ros.contract.errors import ArmError
 
+_UNANSWERED = 10
+"""A bus is in fault after so many reads in a row without an answer, at the least: a process that did not run for a
+while has not asked, and one late answer after it is no silence."""
+
 
 class Together(Protocol):
     """Both arms, as one arm's thread sees them. None of these waits for the other arm's bus."""
@@ -73,6 +77,7 @@ class Driver:
         self.sample: tuple[int, ArmSample] | None = None
         self.release = False
         self.slowest_s = 0.0
+        self._silent_s = 0.0
         self._config, self._now_ns, self._both = config, now_ns, both
         self._requests: queue.SimpleQueue[tuple[Callable[[Arm], Any], Future[Any]]] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -129,7 +134,7 @@ class Driver:
             self._both.fail(str(error))
             future.set_exception(error)
         else:
-            self.answered_s = time.monotonic()
+            self._answered()
             future.set_result(result)
 
     def _cycle(self) -> None:
@@ -140,7 +145,7 @@ class Driver:
             before_ns = self._now_ns()
             sample = arm.read()
             stamp_ns = (before_ns + self._now_ns()) // 2
-            self.answered_s = time.monotonic()
+            self._answered()
             if self.release:
                 self.release = False
                 arm.hold_here(keep_grip=True)
@@ -148,14 +153,19 @@ class Driver:
             if (problem := arm.watch()) is not None:
                 self._both.fail(problem)
         except ArmError as error:
-            self._unanswered(error)
+            self._unanswered(error, time.monotonic() - started_s)
             return
         finally:
             self.slowest_s = max(self.slowest_s, time.monotonic() - started_s)
         self._both.take(self, stamp_ns, sample)
 
-    def _unanswered(self, error: ArmError) -> None:
-        if time.monotonic() - self.answered_s <= self._config.fault_after_s or self._both.in_fault:
+    def _answered(self) -> None:
+        self.answered_s, self._silent_s = time.monotonic(), 0.0
+
+    def _unanswered(self, error: ArmError, waited_s: float) -> None:
+        limit_s = self._config.fault_after_s
+        self._silent_s += min(max(waited_s, 1.0 / self._config.rate_hz), limit_s / _UNANSWERED)
+        if self._silent_s <= limit_s or self._both.in_fault:
             return
         try:
             missing = self.arm.bus.silent()

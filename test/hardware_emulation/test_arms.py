@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hardware_emulation.rig import Cell, cell, wait
 from hardware_emulation.servos import SYNC_WRITE, Joint, Servo, ServoBus
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, HOME_RAD, SLEEP_RAD, eeprom_settings
+from clamp_ros.arm.arm import Arm, ArmSample
 from clamp_ros.arm.arms import State
 from clamp_ros.arm.registers import XM430_W350
 from clamp_ros.arm.settings import ArmsConfig
@@ -255,6 +258,39 @@ def test_a_bus_that_comes_back_in_time_holds_and_goes_on():
         rig.left.drop = 0
         wait(lambda: rig.arms.submit(target) is None, "commands to be taken again")
         _follow(rig, target)
+        assert State.FAULT not in {state for state, _ in rig.states}
+
+
+def test_a_bus_that_comes_back_while_nobody_commands_is_no_longer_what_the_arms_hold_for():
+    with cell(fault_after_s=5.0, hold_after_s=0.4) as rig:
+        rig.start()
+        target = _away(rig)
+        wait(lambda: rig.arms.submit(target) is None, "a command to be taken")
+        rig.left.drop = 10_000
+        wait(lambda: "left arm's bus does not answer" in str(rig.arms.submit(target)), "the hold")
+        wait(lambda: rig.arms.submit(target) and rig.arms.reason == "the left arm's bus does not answer", "its reason")
+        rig.left.drop = 0
+        wait(lambda: rig.arms.reason == "no commands", "the true reason")
+        assert rig.arms.state is State.HOLDING
+        _follow(rig, target)
+
+
+def test_one_late_answer_after_the_process_was_hung_is_no_fault(monkeypatch: pytest.MonkeyPatch):
+    with cell(fault_after_s=0.5, hold_after_s=0.4) as rig:
+        rig.start()
+        arm = rig.arms.arm("left")
+        hung: list[float] = []
+
+        def read() -> ArmSample:
+            if not hung:
+                hung.append(time.monotonic())
+                time.sleep(0.8)
+                raise ArmError("not every motor answered")
+            return Arm.read(arm)
+
+        monkeypatch.setattr(arm, "read", read)
+        wait(lambda: hung and rig.fresh(), "the arm to be read again")
+        _follow(rig, _away(rig))
         assert State.FAULT not in {state for state, _ in rig.states}
 
 
