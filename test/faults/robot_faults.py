@@ -223,7 +223,8 @@ def camera_faults() -> list[Fault]:
     good = play_recording("good")
     return [
         Fault("camera unplugged", play_recording("nothing"), HOLD, "there is no file|run out", good, patience_s=20.0),
-        Fault("camera frozen", play_recording("frozen"), EITHER, "sent a frame again|nothing new", good, patience_s=20.0),
+        Fault("camera frozen", play_recording("frozen"), EITHER, "sent a frame again|nothing new", good,
+              patience_s=20.0),
         Fault("camera 1.2 s late", play_recording("late"), HOLD, "late|old", good, patience_s=20.0),
         Fault("camera of another size", play_recording("size"), HOLD, "is not possible with.*it offers", good,
               patience_s=20.0),

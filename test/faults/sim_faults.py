@@ -160,14 +160,14 @@ def transforms(ahead_ns: int, number: float = 1.0) -> Callable[[Stack], None]:
 
 
 def message_faults(*, robot: bool) -> list[Fault]:
-    """Messages that are wrong, beside those that are right."""
+    """Messages that are wrong, beside those that are right: after a bad chunk a good one lets the arms go on."""
     refused = "joint command" if robot else "joint command|refused_commands"
     return [
-        Fault("chunk with NaN", chunk(first_point(float("nan"))), HOLD, "bad action chunk.*not finite", prompt=True),
-        Fault("chunk with Inf", chunk(first_point(float("inf"))), HOLD, "bad action chunk.*not finite", prompt=True),
-        Fault("chunk with a wrong name", chunk(other_name), HOLD, "bad action chunk.*left_wrist_spin", prompt=True),
-        Fault("chunk of 49 points", chunk(shorter), HOLD, "bad action chunk.*49 points", prompt=True),
-        Fault("chunk with steps of 40 ms", chunk(slower_steps), HOLD, "bad action chunk.*due after", prompt=True),
+        Fault("chunk with NaN", chunk(first_point(float("nan"))), EITHER, "bad action chunk.*not finite", prompt=True),
+        Fault("chunk with Inf", chunk(first_point(float("inf"))), EITHER, "bad action chunk.*not finite", prompt=True),
+        Fault("chunk with a wrong name", chunk(other_name), EITHER, "bad action chunk.*left_wrist_spin", prompt=True),
+        Fault("chunk of 49 points", chunk(shorter), EITHER, "bad action chunk.*49 points", prompt=True),
+        Fault("chunk with steps of 40 ms", chunk(slower_steps), EITHER, "bad action chunk.*due after", prompt=True),
         Fault("chunk that jumps by 2 rad", chunk(unchanged, jump_rad=2.0), HOLD, "rad from the last command, limit"),
         Fault("chunk 5 s old", chunk(unchanged, -5 * S), EITHER, "chunk refused|run out"),
         Fault("chunk 10 s ahead", chunk(unchanged, 10 * S), EITHER, "in the future"),
