@@ -266,9 +266,14 @@ class Stack(System):
         self.spin(AGAIN_S, client.service_is_ready)
 
     def reopen(self) -> None:
-        """Opens the cameras anew, by the camera node's lifecycle."""
+        """Opens the cameras anew, by the camera node's lifecycle.
+
+        Raises:
+            SystemEndedError: the camera node does not do so.
+        """
         for step in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
-            self.call_type(ChangeState, "/camera_node/change_state", transition=Transition(id=step))
+            if not self.call_type(ChangeState, "/camera_node/change_state", transition=Transition(id=step)).success:
+                raise SystemEndedError("the camera node does not open its cameras anew")
 
     def flood(self, row: Topic, make: Callable[[int], Any]) -> None:
         """Publishes beside the system's own publisher, at 50 Hz, beginning now. `make` is given the time in ns."""
