@@ -225,7 +225,7 @@ def camera_faults() -> list[Fault]:
         Fault("camera unplugged", play_recording("nothing"), HOLD, "there is no file|run out", good, patience_s=20.0),
         Fault("camera frozen", play_recording("frozen"), EITHER, "sent a frame again|nothing new", good,
               patience_s=20.0),
-        Fault("camera 1.2 s late", play_recording("late"), HOLD, "late|old", good, patience_s=20.0),
+        Fault("camera 1.2 s late", play_recording("late"), HOLD, r"\blate\b|s old", good, patience_s=20.0),
         Fault("camera of another size", play_recording("size"), HOLD, "is not possible with.*it offers", good,
               patience_s=20.0),
         Fault("camera with another lens", play_recording("lens"), HOLD, "has fx 80.0", good, patience_s=20.0),

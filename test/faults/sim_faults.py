@@ -217,7 +217,7 @@ def node_faults(*, robot: bool) -> list[Fault]:
               send("recorder_node", go)),
         Fault("policy too slow", lambda stack: stack.starve("policy_node", 0.02), HOLD, "run out", patience_s=25.0),
         Fault("fusion too slow", lambda stack: stack.starve("fusion_node", 0.02), EITHER,
-              "run out|stale|late|missed|old", patience_s=25.0),
+              r"run out|stale|\blate\b|missed|s old", patience_s=25.0),
         Fault("policy_node killed", send("policy_node", kill), HOLD, "policy_node was killed by SIGKILL"),
         Fault("fusion_node killed", send("fusion_node", kill), HOLD, "fusion_node was killed by SIGKILL"),
         Fault("recorder_node killed", send("recorder_node", kill), GO_ON, "recorder_node was killed by SIGKILL"),
@@ -237,7 +237,7 @@ def time_faults() -> list[Fault]:
     """Clocks of a simulation; a robot's system clock is not for a test to set."""
     return [
         Fault("clock jumps back 0.3 s, again and again", clock(-3 * S // 10), EITHER, "time ran back", prompt=True),
-        Fault("clock jumps ahead 10 s, again and again", clock(10 * S), EITHER, "time ran back|run out|old"),
+        Fault("clock jumps ahead 10 s, again and again", clock(10 * S), EITHER, "time ran back|run out|s old"),
         Fault("simulation reset", call(SIM_RESET), EITHER, "time ran back"),
         Fault("time stops", call(SIM_PAUSE, data=True), HOLD, "no views|no observation", call(SIM_PAUSE, data=False),
               prompt=True),
