@@ -196,7 +196,8 @@ def bus_faults() -> list[Fault]:
             Fault(f"{side} USB unplugged", unplug(side), HOLD, f"{device}.*gone|{gone}", plug_in(side), True),
             Fault(f"{side} wrist of another model", other_model(side), HOLD, "model number 1070, expected 1020",
                   own_model(side)),
-            Fault(f"{side} motors share an id", twin(side), HOLD, "share the id", no_twin(side)),
+            Fault(f"{side} motors share an id", twin(side), HOLD, "motor 6 .*(share the id|Check power.*ids)",
+                  no_twin(side)),
         ]  # fmt: skip
     return faults
 
