@@ -104,7 +104,7 @@ def group(results: Sequence[Results]) -> list[Run]:
     for point in merged(results):
         found.setdefault((point.settings.task, *_identity(point)), []).append(point)
     runs = []
-    for (_, *identity), points in found.items():
+    for (task, *identity), points in found.items():
         points.sort(key=lambda p: (p.training.step is not None, p.training.step or 0))
         for a, b in itertools.pairwise(points):
             if a.training.step == b.training.step:
@@ -113,7 +113,7 @@ def group(results: Sequence[Results]) -> list[Run]:
                     f"{a.path} and {b.path} are of different policies that both say they are {a.training.method!r} at "
                     f"{at}; rename an artifact, or export one from a run folder of another name"
                 )
-        same_method = {other[1:] for other in found if other[1] == identity[0]}
+        same_method = {other[1:] for other in found if other[:2] == (task, identity[0])}
         varying = [len({other[i] for other in same_method}) > 1 for i in range(len(identity))]
         # folders of the same seed hold different things, which no mean is to be taken of
         repeats = len({other[2] for other in same_method}) < len({other[1:3] for other in same_method})

@@ -20,12 +20,12 @@ from clamp_ros.score.statistics import Paired
 SEEDS = range(1_000_000, 1_000_010)
 
 
-def checkpoints(folder, method, seed, rates, task="mug_on_plate"):
+def checkpoints(folder, method, seed, rates, task="mug_on_plate", run="r"):
     """Files of a run whose checkpoints, 400 steps apart, succeed on the first so many of ten seeds."""
     return [
         write(
             folder / f"{method}_{seed}_{step}_{task}.json", SEEDS[:successes], SEEDS,
-            training={"method": method, "run": f"r{seed}", "seed": seed, "step": step},
+            training={"method": method, "run": f"{run}{seed}", "seed": seed, "step": step},
             artifact=f"{method}_{seed}_{step}", artifact_sha256={"policy": f"{method}{seed}{step}"}, task=task,
         )
         for step, successes in zip(range(400, 9999, 400), rates, strict=False)
@@ -65,6 +65,17 @@ def test_runs_of_the_same_seed_are_not_averaged(tmp_path):
         files.append(write(tmp_path / f"{folder}.json", SEEDS[:good], SEEDS, training, artifact=folder))
     scores = methods(runs_of(files))
     assert {name: score["mug_on_plate"].mean for name, score in scores.items()} == {"m (a)": 0.2, "m (b)": 0.8}
+
+
+def test_a_method_on_two_tasks_is_one_row_though_its_runs_there_have_the_same_seeds(tmp_path):
+    files = [
+        file for task in ("mug_on_plate", "drawer_open") for seed in (0, 1)
+        for file in checkpoints(tmp_path, "m", seed, [4 + seed], task=task, run=task)
+    ]  # fmt: skip
+    (scores,) = methods(runs_of(files)).values()
+    assert {task: (score.mean, len(score.runs)) for task, score in scores.items()} == {
+        "mug_on_plate": (pytest.approx(0.45), 2), "drawer_open": (pytest.approx(0.45), 2),
+    }  # fmt: skip
 
 
 def test_equal_checkpoints_count_as_the_earliest(tmp_path):
