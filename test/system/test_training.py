@@ -75,12 +75,14 @@ def losses(folder: Path, key: str) -> dict[int, float]:
 def test_from_store_to_an_artifact_that_infers_like_torch(store_folder: Path, encoders: Path, tmp_path: Path) -> None:
     train, held_out = Store.split([store_folder], 1)
     assert held_out is not None and len(train.bags) == len(held_out.bags) == 1 and train.bags != held_out.bags
-    weights = train_policy(EXPERIMENT, train, held_out, encoders, tmp_path / "policy")
+    seeded = dataclasses.replace(EXPERIMENT, training=dataclasses.replace(EXPERIMENT.training, seed=9))
+    weights = train_policy(seeded, train, held_out, encoders, tmp_path / "policy")
     assert (tmp_path / "policy" / "curves.png").stat().st_size > 1000
     export(EXPERIMENT, encoders, weights, train, tmp_path / "artifact", {"data": "two episodes"})
     artifact = Artifact.load(tmp_path / "artifact")
     assert artifact.manifest.rgb_cameras == ("front_left",)
     assert artifact.manifest.fusion == EXPERIMENT.fusion
+    assert artifact.manifest.training["experiment"]["training"]["seed"] == 9, "what the weights were trained by"
     for part in artifact.manifest.files:
         assert b"stack_trace" not in artifact.file(part).read_bytes(), "the exporting machine's paths"
 

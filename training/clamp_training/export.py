@@ -310,13 +310,21 @@ def _export_full(
             "run": _run_folder(policy_path).name,
             "seeds": metadata.get("seeds"),
             "parameters": parameters,
-            "experiment": experiment.to_dict(),
+            "experiment": _as_trained(experiment, metadata, pretraining),
         },
         score={},
     )
     manifest = write_manifest(out, manifest)
     (out / "README.md").write_text(model_card(manifest))
     return manifest, examples
+
+
+def _as_trained(experiment: Experiment, policy: dict[str, Any], encoders: dict[str, Any]) -> dict[str, Any]:
+    """The experiment, with the seeds and schedules that the weights were trained by: what an option changed, stands."""
+    record = experiment.to_dict()
+    for part, metadata in (("training", policy), ("encoders", encoders)):
+        record[part] = {**record[part], **metadata.get("experiment", {}).get("config", {}).get(part, {})}
+    return record
 
 
 def export_all(
