@@ -20,6 +20,7 @@ from clamp_ros.sim.experts.droop import Droop
 from clamp_ros.sim.experts.expert import Expert
 from clamp_ros.sim.experts.gripping import (
     CLOSED_M,
+    OPEN_M,
     OTHER,
     aimed_pose,
     first_possible,
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 PULL_M = (0.075, 0.10)
 """How far a drawer is to be open, drawn at random."""
 OPENING_GRIP_M = 0.026
-"""Fingers 36 mm apart around a bar of 13 mm."""
+"""Fingers 36 mm apart around a bar of 13 mm: as wide as they may come to the front from aside."""
+STRAIGHT_RAD = np.deg2rad(20.0)
+"""Fingers that point into the drawer to within this open wide, 56 mm, and need not come as exactly."""
 SHUT_FINGERS_M = 0.0079
 BACKED_OFF_M = 0.075
 FINGERTIP_M = 0.010
@@ -81,7 +84,8 @@ def move_drawer(world: World, rng: np.random.Generator, drawer: str, move_m: flo
         aim += (KNOB_RADIUS_M + FINGERTIP_M) * out
 
     def way(arm: str, off_front_rad: float, pitch: float, speed: float) -> NDArray[np.float64]:
-        azimuth = inward + float(np.clip(turn[arm], -off_front_rad, off_front_rad))
+        off = float(np.clip(turn[arm], -off_front_rad, off_front_rad))
+        azimuth = inward + off
         in_plane = abs(turn[arm]) <= off_front_rad
         approach = aimed_pose(np.zeros(3), azimuth, pitch)[:3, 0]
 
@@ -93,7 +97,8 @@ def move_drawer(world: World, rng: np.random.Generator, drawer: str, move_m: flo
         path = ArmPath(arm, REST_POSE, speed)
         ready = ready_pose(arm, at_knob)
         path.move(path.seconds_to(ready), ready)
-        open_m = OPENING_GRIP_M if pinched else SHUT_FINGERS_M
+        around_m = OPEN_M if abs(off) < STRAIGHT_RAD else OPENING_GRIP_M
+        open_m = around_m if pinched else SHUT_FINGERS_M
         hover(path, lambda shift: at(shift - BACKED_OFF_M * approach), open_m, rng)
         path.move(0.9, at(np.zeros(3)), blend_s=0.2)
         if pinched:
@@ -101,7 +106,7 @@ def move_drawer(world: World, rng: np.random.Generator, drawer: str, move_m: flo
         path.move(1.4, at(move_m * out))
         path.move(0.2)
         if pinched:
-            path.move(0.35, grip_m=OPENING_GRIP_M)
+            path.move(0.35, grip_m=around_m)
         away = move_m * out - (BACKED_OFF_M + 0.02) * approach
         path.move(0.8, at(away), blend_s=0.1)
         path.move(path.seconds_to(ready), ready)
