@@ -126,6 +126,7 @@ class PolicyNode(ManagedNode):
         self._cameras: dict[str, str | None] = {}
         self._inferred_ns: int | None = None
         self._observed_s = time.monotonic()
+        self._heard_s: dict[str, float] = {}
         serve(self, POLICY_ENABLE, self._on_enable)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump)
@@ -156,6 +157,8 @@ class PolicyNode(ManagedNode):
             cloud=manifest.scene == "cloud",
         )
         self._cameras = {name: f"camera {name!r} has sent no camera_info" for name in manifest.cameras}
+        sources = self._assembler.sync.missed
+        self._heard_s = dict.fromkeys((*map(_topic_of, sources), JOINT_STATES.name), time.monotonic())
         self._subscribe(manifest)
         self.get_logger().info(f"policy {manifest.name!r} for task {manifest.task!r} from {artifact.folder}")
 
@@ -249,6 +252,7 @@ class PolicyNode(ManagedNode):
 
     def _receiver(self, source: str, read: Callable[[Any], np.ndarray]) -> Callable[[Any], None]:
         def receive(message: Any) -> None:
+            self._heard_s[_topic_of(source)] = time.monotonic()
             stamp_ns = stamp_of(message.header.stamp)
             if self._assembler is None or not self._timely(stamp_ns, source):
                 return
@@ -264,6 +268,7 @@ class PolicyNode(ManagedNode):
         return receive
 
     def _on_joints(self, message: JointState) -> None:
+        self._heard_s[JOINT_STATES.name] = time.monotonic()
         stamp_ns = stamp_of(message.header.stamp)
         if self._assembler is None or not self._timely(stamp_ns, "joint state"):
             return
@@ -371,13 +376,24 @@ class PolicyNode(ManagedNode):
             self.health.gauge(f"late {source}", sync.late[source])
         silence_s = time.monotonic() - self._observed_s
         if self._active and self._enabled and silence_s > _SILENCE_S:
-            causes = [fault for fault in self._cameras.values() if fault] or [self._no_views()]
+            causes = [fault for fault in self._cameras.values() if fault] or [self._missing()]
             self.health.fault("no_observation", f"no observation for {silence_s:.0f} s: {'; '.join(causes)}")
 
-    def _no_views(self) -> str:
+    def _missing(self) -> str:
+        """What an observation waits for."""
         if self.count_publishers(VIEWS.name) == 0:
             return f"nobody publishes {VIEWS.name}: fusion_node does not run, or is still compiling its kernels"
-        return f"nothing complete on {VIEWS.name}"
+        now_s = time.monotonic()
+        silent = [f"{name} for {now_s - heard_s:.0f} s" for name, heard_s in self._heard_s.items()
+                  if now_s - heard_s > _SILENCE_S]
+        if silent:
+            return f"nothing on {', '.join(silent)}"
+        return f"everything comes, but {VIEWS.name} and the images of its stamp not together and in time"
+
+
+def _topic_of(source: str) -> str:
+    """Of one of the assembler's sources."""
+    return {assembly.VIEWS: VIEWS.name, assembly.CLOUD: CLOUD.name}.get(source) or color_topic(source)
 
 
 def main() -> int:
