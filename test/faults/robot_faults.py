@@ -11,7 +11,7 @@ from typing import Any
 from faults.matrix import Expect, Fault
 from faults.sim_faults import message_faults, node_faults, operator_faults
 from faults.stack import Stack
-from hardware_emulation.servos import Joint, Servo
+from hardware_emulation.motor import Joint, Servo
 
 from clamp_ros.arm.registers import XC430_W150
 from clamp_ros.contract.errors import ClampError

@@ -15,7 +15,7 @@ import numpy as np
 from faults.matrix import Expect, Fault, Outcome, Results, Row, nothing, tell_of
 from faults.seen import STILL_RAD, TICK_RAD, Joints
 from faults.stack import Stack
-from hardware_emulation.servos import Joint, Servo
+from hardware_emulation.motor import Joint, Servo
 
 from clamp_ros.arm.registers import XC430_W150
 

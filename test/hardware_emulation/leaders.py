@@ -31,7 +31,8 @@ from clamp_ros.contract.robot import ARM_SLICES, ARMS, CONTROL_PERIOD_NS, JOINTS
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hardware_emulation.servos import Emulator, Joint, Servo, ServoBus
+from hardware_emulation.motor import Joint, Servo
+from hardware_emulation.servos import Emulator, ServoBus
 
 HANDLE: dict[str, Any] = {"handle_closed_rad": -0.0552, "handle_open_rad": 0.8298}
 """The handles of config/leaders.yaml."""

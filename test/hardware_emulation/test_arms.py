@@ -6,8 +6,10 @@ import time
 
 import numpy as np
 import pytest
+from hardware_emulation.motor import Joint, Servo
+from hardware_emulation.protocol import SYNC_WRITE
 from hardware_emulation.rig import Cell, cell, wait
-from hardware_emulation.servos import SYNC_WRITE, Joint, Servo, ServoBus
+from hardware_emulation.servos import ServoBus
 
 from clamp_ros.arm.aloha2 import FOLLOWER, FOLLOWER_IDS, HOME_RAD, SLEEP_RAD, eeprom_settings
 from clamp_ros.arm.arm import Arm, ArmSample

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 from dynamixel_sdk import COMM_SUCCESS, GroupSyncRead, PacketHandler, PortHandler
-from hardware_emulation.servos import FAST_SYNC_READ, PING, SYNC_READ, Emulator, Joint, Servo, ServoBus, crc16, follower
+from hardware_emulation.motor import Joint, Servo
+from hardware_emulation.protocol import FAST_SYNC_READ, PING, SYNC_READ, crc16
+from hardware_emulation.servos import Emulator, ServoBus, follower
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hardware_emulation.motor import Joint, Servo
 from hardware_emulation.rig import GRIPPER, MOTORS
-from hardware_emulation.servos import Emulator, Joint, Servo, ServoBus, follower
+from hardware_emulation.servos import Emulator, ServoBus, follower
 from realsense_recording import Lens, record, shots
 from tiny_artifact import build_tiny_artifact
 
