@@ -67,6 +67,8 @@ _FUTURE_TOLERANCE_NS = 5 * CONTROL_PERIOD_NS
 _NOTHING_NS = 0
 _SILENCE_S = 3.0
 """A policy that is to act but sees nothing for this long says so."""
+_QUIET_S = 1.0
+"""A topic that it waits for is silent after this; images come at 5 Hz or more."""
 
 
 @dataclass(frozen=True)
@@ -385,7 +387,7 @@ class PolicyNode(ManagedNode):
             return f"nobody publishes {VIEWS.name}: fusion_node does not run, or is still compiling its kernels"
         now_s = time.monotonic()
         silent = [f"{name} for {now_s - heard_s:.0f} s" for name, heard_s in self._heard_s.items()
-                  if now_s - heard_s > _SILENCE_S]
+                  if now_s - heard_s > _QUIET_S]
         if silent:
             return f"nothing on {', '.join(silent)}"
         return f"everything comes, but {VIEWS.name} and the images of its stamp not together and in time"
