@@ -18,6 +18,7 @@ from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ, GRIPPER_INDICES
 from clamp_ros.contract.tasks import TASK_NAMES
+from clamp_ros.record.metadata import UNCOMMITTED, software_version
 from clamp_ros.score.statistics import wilson_interval
 from clamp_ros.sim.experts import Expert, make_expert
 from clamp_ros.sim.experts.gripping import OPEN_M
@@ -44,6 +45,7 @@ class Attempt:
         cpu_s: of this process, planning included.
         reason: of a failure.
         assets: folder of the objects in place of our own; empty for our own.
+        software: version of clamp_ros, with the commit where it is known.
     """
 
     task: str
@@ -55,6 +57,7 @@ class Attempt:
     cpu_s: float
     reason: str
     assets: str = ""
+    software: str = ""
 
 
 def attempt(world: World, seed: int, control: bool = False) -> Attempt:
@@ -80,13 +83,16 @@ def attempt(world: World, seed: int, control: bool = False) -> Attempt:
         reason = str(error)
     cpu_s = round(time.process_time() - started, 3)
     assets = world.assets.get("folder", "")
-    return Attempt(world.task.name, seed, control, success, plans, ticks / CONTROL_RATE_HZ, cpu_s, reason, assets)
+    seconds = ticks / CONTROL_RATE_HZ
+    return Attempt(world.task.name, seed, control, success, plans, seconds, cpu_s, reason, assets, software_version())
 
 
 def score(
     tasks: Sequence[str], seeds: range, controls: int, results: Path, look: str = "auto", assets: Path | None = None
 ) -> Iterator[list[Attempt]]:
-    """Plays what is not in the results file yet, and yields all that is, after every few episodes.
+    """Plays what is not in the results file yet, and yields all that was asked for, after every few episodes.
+
+    What another version of clamp_ros played is played again, and so is all that uncommitted code did.
 
     Args:
         tasks: names.
@@ -94,7 +100,7 @@ def score(
         controls: how many of these seeds the control plays, from the first on.
         results: JSON lines, one an episode; made, or gone on with.
         look: of the robot.
-        assets: folder of objects in place of our own; other folders' results in the file are left out.
+        assets: folder of objects in place of our own.
 
     Raises:
         ConfigError: a task is unknown, or a number is out of range.
@@ -108,7 +114,11 @@ def score(
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
         folder = "" if assets is None else str(assets.resolve())
-        rows = [row for row in read(results) if row.assets == folder] if results.exists() else []
+        version = software_version()
+        rows = [] if version.endswith(UNCOMMITTED) or not results.exists() else [
+            row for row in read(results)
+            if row.task in tasks and row.seed in seeds and (row.assets, row.software) == (folder, version)
+        ]  # fmt: skip
         done = {(row.task, row.seed, row.control) for row in rows}
         worlds: dict[str, World] = {}
         with results.open("a", encoding="utf-8") as file:

@@ -19,6 +19,8 @@ from clamp_ros.contract.interfaces import TOPICS, Qos
 
 OUTCOMES = ("success", "failure", "unknown", "interrupted")
 METADATA_FILE = "metadata.yaml"
+UNCOMMITTED = "-dirty)"
+"""How a version ends that no commit holds."""
 _ROSBAG2_VERSION = 9
 _MAX_CALIBRATION = 100_000
 _INFINITE = {"sec": 9223372036, "nsec": 854775807}

@@ -286,15 +286,16 @@ def test_states_rendered_later_give_the_very_bag(tmp_path):
 
 
 def test_scores_go_on_where_they_were_stopped(tmp_path, monkeypatch):
-    results, played = tmp_path / "experts.jsonl", []
+    results, played, version = tmp_path / "experts.jsonl", [], ["1.0 (abcdef0)"]
 
     def quick(world, seed, control=False):
         played.append((seed, control))
-        return replace(first, seed=seed, control=control, success=not control)
+        return replace(first, seed=seed, control=control, success=not control, software=version[0])
 
     first = attempt(World(CONFIG.task, cameras={}, look="primitive"), 3)
     assert (first.success, first.attempts, first.reason) == (True, 1, "")
     monkeypatch.setattr("clamp_ros.demos.score.attempt", quick)
+    monkeypatch.setattr("clamp_ros.demos.score.software_version", lambda: version[0])
     rows = list(score([CONFIG.task], range(3, 15), 2, results, "primitive"))[-1]
     assert played == [(3, False), (3, True), (4, False), (4, True), *((seed, False) for seed in range(5, 15))]
     text = results.read_text()
@@ -303,6 +304,10 @@ def test_scores_go_on_where_they_were_stopped(tmp_path, monkeypatch):
     assert list(score([CONFIG.task], range(3, 15), 2, results, "primitive"))[-1] == rows
     assert played == [(14, False)] and read(results) == rows
     assert "| 12 of 12 = 100.0% | 76% to 100% | 0 | 0 of 2 |" in table(rows)
+    assert len(list(score([CONFIG.task], range(3, 5), 0, results, "primitive"))[-1]) == 4  # seeds 3 and 4, and the control
+    for version[0] in ("1.0 (1234567)", "1.0 (1234567-dirty)", "1.0 (1234567-dirty)"):
+        played.clear()
+        assert len(list(score([CONFIG.task], range(3, 15), 0, results, "primitive"))[-1]) == len(played) == 12
     with pytest.raises(ConfigError, match="did you mean 'mug_on_plate'"):
         next(score(["mug_on_plat"], range(1), 0, results))
 
