@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from typing import IO, TextIO
 
 from clamp_ros.bringup.graph import EXIT_CONFIGURATION, GRAPHS, RESTART_DELAY_S, RESTARTS, Argument, Node
+from clamp_ros.bringup.printer import Printer
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import ESTOP_SIGNAL
 from clamp_ros.ros import environment, messages
 
 GRACE_S = 10.0
 """How long nodes may take to end after the signal, before they are killed."""
+_LAST_WORDS_S = 2.0
 _OWN_NAME = "clamp"
 _COLORS = (36, 33, 35, 32, 34)
 _PR_SET_PDEATHSIG = 1
@@ -131,6 +133,8 @@ class _Process:
 class Runner:
     """Runs nodes as processes: logs, signals, restarts, exit code. One thread, which sleeps until something happens.
 
+    Its log has another thread: a terminal that takes nothing keeps neither the nodes nor the emergency stop waiting.
+
     Attributes:
         nodes: what it runs.
     """
@@ -145,8 +149,9 @@ class Runner:
         """
         self.nodes = tuple(nodes)
         self._terminal = terminal
-        self._output = output or sys.stdout
-        self._color = self._output.isatty() and "NO_COLOR" not in os.environ
+        output = output or sys.stdout
+        self._color = output.isatty() and "NO_COLOR" not in os.environ
+        self._printer = Printer(output)
         self._prefixes = self._make_prefixes()
         self._selector = selectors.DefaultSelector()
         self._processes: dict[str, _Process] = {}
@@ -157,6 +162,7 @@ class Runner:
 
     def run(self) -> int:
         """Starts every node, and returns the exit code once all have ended."""
+        self._printer.start()
         with _signals() as wakeup, single_keys(self._terminal):
             self._selector.register(wakeup, selectors.EVENT_READ, None)
             if self._terminal is not None:
@@ -170,6 +176,7 @@ class Runner:
             finally:  # a defect here must not leave arms moving
                 self._kill()
                 self._selector.close()
+                self._printer.close(_LAST_WORDS_S)
         return self._exit_code
 
     def _step(self, wakeup: socket.socket) -> None:
@@ -214,22 +221,26 @@ class Runner:
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)
 
     def _read(self, process: _Process) -> bool:
-        """Passes on the lines that a node has written so far; False at the end of its output."""
-        while data := process.output.read(65536):
-            *lines, process.unfinished_line = (process.unfinished_line + data).split(b"\n")
-            for line in lines:
-                self._write(process.node.name, line)
-        if data is None:  # nothing more for now
-            return True
-        self._selector.unregister(process.output)
-        return False
+        """Passes on some lines that a node has written; false where there is nothing more for now."""
+        data = process.output.read(65536)
+        if not data:
+            if data is not None:  # the end
+                self._selector.unregister(process.output)
+            return False
+        *lines, process.unfinished_line = (process.unfinished_line + data).split(b"\n")
+        for line in lines:
+            self._write(process.node.name, line)
+        return True
 
     def _end(self, process: _Process) -> None:
         """Takes note of a node's death: the last words, and whether it is started again."""
         with contextlib.suppress(ProcessLookupError):  # its children; it is not reaped yet, so the number is its own
             os.killpg(process.popen.pid, signal.SIGKILL)
         code = process.popen.wait()
-        if process.output in self._selector.get_map() and self._read(process):
+        if process.output in self._selector.get_map():
+            while self._read(process):
+                pass
+        if process.output in self._selector.get_map():  # a child that outlived it holds the other end
             self._selector.unregister(process.output)
         if process.unfinished_line:
             self._write(process.node.name, process.unfinished_line)
@@ -292,7 +303,7 @@ class Runner:
         self._write(_OWN_NAME, text.encode())
 
     def _write(self, name: str, line: bytes) -> None:
-        print(self._prefixes[name] + line.decode(errors="replace"), file=self._output, flush=True)
+        self._printer.write(self._prefixes[name] + line.decode(errors="replace"))
 
 
 @contextlib.contextmanager
@@ -328,11 +339,11 @@ def single_keys(terminal: int | None) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(terminal)
-    tty.setcbreak(terminal)
+    tty.setcbreak(terminal, termios.TCSANOW)  # not once all is written: the terminal may take nothing
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def die_with_parent() -> None:

@@ -11,10 +11,11 @@ import importlib
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -276,7 +277,8 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     """Runs a node in a single-threaded executor until it is told to stop, and returns the process's exit code.
 
     Sets the environment's defaults, starts ROS, builds the node, spins. On SIGINT or SIGTERM the callback in progress
-    ends, then `node.close()`, where the node has one, stops its threads and children while ROS is still up. (Not
+    ends, then `node.close()`, where the node has one, stops its threads and children while ROS is still up. Whoever
+    reads the node's log does not hold it up: lines that find no room are lost. (Not
     `destroy_node`: rclpy calls that on nodes whose constructor failed, too. And no MultiThreadedExecutor: it loses
     frames under load; heavy work belongs in a thread of its own.) A node with the attribute `realtime_priority` is a
     `RealtimeNode`: its process gets that priority.
@@ -291,6 +293,18 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     """
     argv = list(sys.argv if args is None else args)
     program = Path(argv[0]).name if argv else "node"
+    try:
+        with _lossy_log():
+            _run(factory, argv)
+    except ClampError as error:
+        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except (ExternalShutdownException, NodeDone):
+        return 0
+    return 0
+
+
+def _run(factory: Callable[[], Node], argv: list[str]) -> None:
     stop = _Stop()
     try:
         environment.prepare()
@@ -299,14 +313,37 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
             _spin(factory, stop)
         finally:
             rclpy.try_shutdown()
-    except ClampError as error:
-        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
-    except (ExternalShutdownException, NodeDone):
-        return 0
     finally:
         stop.close()
-    return 0
+
+
+@contextlib.contextmanager
+def _lossy_log() -> Iterator[None]:
+    """Standard output and error never wait where they are a launcher's pipe or pty; a user's own terminal is shared."""
+    ours = [descriptor for descriptor in (1, 2) if _is_a_launchers(descriptor)]
+    before = [os.get_blocking(descriptor) for descriptor in ours]
+    for descriptor in ours:
+        os.set_blocking(descriptor, False)
+    try:
+        yield
+    finally:
+        for descriptor, blocking in zip(ours, before, strict=True):
+            os.set_blocking(descriptor, blocking)
+
+
+def _is_a_launchers(descriptor: int) -> bool:
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return True
+        if not os.isatty(descriptor):
+            return False
+    except OSError:  # closed
+        return False
+    try:
+        os.tcgetpgrp(descriptor)
+    except OSError:  # a terminal, but not the one that this process belongs to
+        return True
+    return False
 
 
 def _start_ros(argv: list[str]) -> None:

@@ -24,6 +24,7 @@ from clamp_ros.ros.run import Health, advertise, interface_type, subscribe
 TIMEOUT_S = 30.0
 NODE = '''
 import sys, time
+from pathlib import Path
 from dataclasses import dataclass
 from rclpy.node import Node
 from clamp_ros.contract.config import check, param
@@ -33,7 +34,7 @@ from clamp_ros.ros.run import Health, run_node
 
 @dataclass(frozen=True)
 class Config:
-    fail: str = param("", "how to fail", choices=("", "start", "callback", "defect", "hang"))
+    fail: str = param("", "how to fail", choices=("", "start", "callback", "defect", "hang", "talk"))
     rate_hz: float = param(10.0, "how often", unit="Hz", minimum=1.0)
 
     def __post_init__(self):
@@ -49,6 +50,11 @@ class Tester(Node):
         self.create_timer(0.05, self.tick)
 
     def tick(self):
+        if self.config.fail == "talk":
+            for _ in range(2_000):  # 150 KB
+                self.get_logger().warning("one of many lines that nobody reads")
+            Path(sys.argv[0]).with_name("talked").touch()
+            return
         print("ticking", flush=True)
         if self.config.fail == "callback":
             raise ContractError("the callback failed; do that")
@@ -106,6 +112,19 @@ def test_a_signal_ends_the_node_cleanly(start: Any, number: signal.Signals) -> N
     assert process.returncode == 0
     assert "closing" in out
     assert err == ""
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(start: Any, tmp_path: Path) -> None:
+    """A launcher that is stopped, or that waits for its terminal, must not stop the arms' control."""
+    process = start("--ros-args", "-p", "fail:=talk")
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (tmp_path / "talked").exists():
+        assert time.monotonic() < deadline and process.poll() is None, "the node waits for its reader"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    assert "one of many lines" in err
 
 
 def test_an_inherited_deafness_to_sigint_is_cured(start: Any) -> None:

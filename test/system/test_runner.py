@@ -49,12 +49,22 @@ sys.exit(3)
     "misconfigured": "import sys; sys.exit(2)",
     # takes its time to listen for the emergency stop
     "stops": """
-import signal, sys
+import pathlib, signal, sys
 from clamp_ros.contract.interfaces import ESTOP_SIGNAL
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 while signal.sigwait({ESTOP_SIGNAL}):
+    pathlib.Path("stopped").touch()
     print("stopped", flush=True)
     signal.pause()
+""",
+    # says more than any terminal takes
+    "talks": """
+import pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+for _ in range(20_000):
+    print("one of many lines", flush=True)
+pathlib.Path("talked").touch()
+signal.pause()
 """,
     # deaf to signals, with a child that would hold the arms' bus
     "deaf": """
@@ -131,6 +141,29 @@ def test_the_space_bar_stops_the_arms_and_nothing_else(tmp_path):
         output, _ = runner.communicate(timeout=10)
         assert runner.returncode == 0, output
         assert (tmp_path / f"waits.{int(signal.SIGTERM)}").exists(), "the other node never noticed"
+    finally:
+        runner.kill()
+        os.close(user)
+
+
+def test_a_terminal_that_takes_nothing_keeps_no_one_from_stopping(tmp_path):
+    """Ctrl-S, a pager, a connection that stalls: nodes go on, and so does the space bar."""
+    for name in ("stops", "talks"):
+        (tmp_path / f"{name}.py").write_text(PROGRAMS[name])
+    nodes = [{"name": "stops", "module": "stops", "takes_stop": True}, {"name": "talks", "module": "talks"}]
+    user, terminal = pty.openpty()
+    runner = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.replace("])]).run()", "])], terminal=0).run()"), json.dumps(nodes)],
+        cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        _await((tmp_path / "talked").exists, 20.0)
+        os.write(user, b" ")
+        _await((tmp_path / "stopped").exists)
+        runner.send_signal(signal.SIGTERM)
+        assert runner.wait(10) == 0
     finally:
         runner.kill()
         os.close(user)
