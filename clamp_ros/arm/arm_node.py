@@ -1,7 +1,8 @@
 """The two follower arms as a ROS 2 node, with the topics of the simulation: joint commands in, joint states and TF out.
 
 Each arm's bus has a thread of its own (`clamp_ros.arm.arms`), which no callback waits for; what they measure is
-published by one more. Commands are those of the control node: they have passed the safety gate, and are checked again.
+published by one more. Commands are those of the control node, and of nobody else: they have passed the safety gate, and
+are checked again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from clamp_ros.geometry.kinematics import world_from_gripper
 from clamp_ros.ros.convert import joint_state_message, joints_from_message, stamp_ns
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+from clamp_ros.ros.sender import SoleSender
 from clamp_ros.ros.tf import TfBroadcaster
 from clamp_ros.ros.worker import NewestWorker
 
@@ -67,6 +69,7 @@ class ArmNode(Node):
         self._on_state(self._arms.state, self._arms.reason)
         self._publisher = NewestWorker(self._publish)
         self._stopped = False
+        self._sender = SoleSender(self, JOINT_COMMANDS, "control_node")
         subscribe(self, JOINT_COMMANDS, self._on_command)
         subscribe(self, CONTROL_STATUS, self._on_control)
         serve(self, ARMS_TORQUE, self._on_torque)
@@ -112,6 +115,10 @@ class ArmNode(Node):
     # The executor's thread.
 
     def _on_command(self, message: JointState) -> None:
+        if self._sender.fault():
+            self._mind_senders()
+            self._health.count("foreign_commands")
+            return
         age_s = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / 1e9
         limit_s = self._config.command_timeout_s
         if not -limit_s <= age_s <= limit_s:
@@ -127,6 +134,13 @@ class ArmNode(Node):
             self._health.fault("refused_commands", refused)
         else:
             self._health.count("ignored_commands")  # the state says why
+
+    def _mind_senders(self) -> None:
+        """With a second sender the arms follow neither: one of the two has not passed the gate."""
+        fault = self._sender.fault()
+        self._health.hold("sender", fault or None, error=True)
+        if fault:
+            self._arms.hold(fault)
 
     def _on_control(self, message: DiagnosticStatus) -> None:
         """The emergency stop is for the arms' own motions, too."""
@@ -164,6 +178,8 @@ class ArmNode(Node):
         return response
 
     def _check(self) -> None:
+        self._sender.look()
+        self._mind_senders()
         self._arms.check()
         self._publisher.check()
 

@@ -8,6 +8,7 @@ worse.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ from clamp_ros.control.clearance import Clearance
 _MARGIN = 1e-6
 _OBSTRUCTED_RAD = 0.35
 _REQUEST_S = 15.0
+_UNWATCHED_S = 0.5
+"""Home and sleep go no farther without commands: with their sender the emergency stop is silent, too."""
 _REST_S = 0.002
 """Between looking at one pose of a way and the next, so that the arms' threads go on undisturbed."""
 _IS_ARM = np.ones(NUM_JOINTS, dtype=bool)
@@ -95,6 +98,7 @@ class Arms:
         self._target: NDArray[np.float64] | None = None
         self._target_s = self._asked_s = 0.0
         self._motion: Motion | None = None
+        self._watched_s = 0.0
         self._failure: BaseException | None = None
         self._begun = False
 
@@ -183,19 +187,25 @@ class Arms:
         self._still("rebooting motors")
         return [motor for motors in self._both(Arm.reboot, State.HOLDING, "") for motor in motors]
 
-    def move(self, pose: str) -> float:
+    def move(self, pose: str, watched: bool = True) -> float:
         """Begins the motion "home" or "sleep", grippers as they are; returns how many seconds it takes.
 
         The way is straight in joint space. It is looked at before anything moves, while the arms hold.
 
+        Args:
+            pose: where to.
+            watched: goes on only while commands come, though none is followed: who sends them can stop it, too.
+
         Raises:
-            ArmError: the arms are limp, in fault, already moving or stopped, or something is in the way.
+            ArmError: the arms are limp, in fault or moving already, something is in the way, or no commands come.
         """
         looking = f"looking at the way {pose}"
         with self._lock:
+            if watched and time.monotonic() - self._asked_s > _UNWATCHED_S:
+                raise ArmError(f"no commands come, so that no emergency stop would: start the system, then go {pose}")
             if self._state not in (State.HOLDING, State.FOLLOWING):
                 raise ArmError(f"the arms are {self._state.value} ({self._reason}): they cannot go {pose}")
-            start = self._goals()
+            start, self._watched_s = self._goals(), math.inf
             self._motion = Motion(start, start, time.monotonic(), _REQUEST_S)  # stays, and takes no commands
             self._enter(State.MOVING, looking)
         end = start.copy()
@@ -210,9 +220,16 @@ class Arms:
                     f"the way {pose} is not free: {blocked}. Bring the arms to where it is, by teleoperation or by "
                     "hand without torque, and ask again"
                 )
+            self._watched_s = time.monotonic() if watched else math.inf
             self._motion = Motion.between(start, end, time.monotonic(), self._config.speed_rad_s)
             self._enter(State.MOVING, f"going {pose}")
             return self._motion.duration_s
+
+    def hold(self, reason: str) -> None:
+        """Follows no command until the next one."""
+        with self._lock:
+            if self._state is State.FOLLOWING:
+                self._enter(State.HOLDING, reason)
 
     def stop(self, reason: str) -> None:
         """Stops home or sleep where they are. Commands need no stop: the safety gate's own brakes them."""
@@ -233,7 +250,7 @@ class Arms:
         try:
             if self._state is State.MOVING:
                 self._still("ending")
-            deadline = time.monotonic() + self.move("sleep") + 1.0
+            deadline = time.monotonic() + self.move("sleep", watched=False) + 1.0
             while self._state is State.MOVING and time.monotonic() < deadline and self._failure is None:
                 time.sleep(0.02)
             if self._state is State.HOLDING and not self._reason:
@@ -261,6 +278,9 @@ class Arms:
                 self._enter(State.HOLDING, _SILENT[late])
                 return None
             if self._motion is not None:
+                if now_s - max(self._watched_s, self._asked_s) > _UNWATCHED_S:
+                    self._enter(State.HOLDING, "stopped: no commands come, so that no emergency stop would")
+                    return None
                 wanted = self._motion.at(now_s)[ARM_SLICES[name]]
                 if self._motion.over(now_s) and self._arrived():
                     self._enter(State.HOLDING, "")

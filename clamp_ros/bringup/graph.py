@@ -218,16 +218,22 @@ class _Cell:
     def checked(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
         """The graph, whose control node says when it hears nothing of another node; the arms' driver says so of it.
 
+        On the robot the death of a node that the motion depends on is an emergency stop, though it is started again.
+
         Raises:
             ConfigError: the user's file addresses a node that does not run.
         """
         _check_sections(self.files, nodes)
-        others = [node.name for node in nodes if node.name != "control_node"]
+        others = [node for node in nodes if node.name != "control_node"]
 
         def told(node: Node) -> Node:
             required = node.parameters.get("alive.required", [])
-            watched = [name for name in others if name not in required]
-            return replace(node, parameters={**node.parameters, "alive.watched": watched})
+            alive: dict[str, Any] = {"alive.watched": [other.name for other in others if other.name not in required]}
+            # the recorder's death moves nothing; a simulation's arms hurt nobody
+            mourned = [other.name for other in others if other.restart and other.name != "recorder_node"]
+            if mourned and not self.sim:
+                alive["alive.mourned"] = mourned
+            return replace(node, parameters={**node.parameters, **alive})
 
         return tuple(told(node) if node.name == "control_node" else node for node in nodes)
 

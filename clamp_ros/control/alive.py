@@ -20,6 +20,9 @@ class AliveConfig:
         5.0, "how long such a node may be silent; a service may keep it busy", unit="s",
         minimum=2.0, maximum=60.0,
     )  # fmt: skip
+    mourned: tuple[str, ...] = param(
+        (), "nodes whose death is an emergency stop, though they were started again: nobody saw to what killed them"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -31,6 +34,8 @@ class Heartbeats:
     def __init__(self, config: AliveConfig | None = None) -> None:
         self._config = config or AliveConfig()
         self._heard_s: dict[str, float] = {}
+        self._process: dict[str, str] = {}
+        self._died: list[str] = []
         self._watched_s: float | None = None
 
     def watch(self, now_s: float) -> None:
@@ -40,10 +45,19 @@ class Heartbeats:
         if gap_s > _GAP_S:
             self._heard_s = {name: min(heard_s + gap_s, now_s) for name, heard_s in self._heard_s.items()}
 
-    def beat(self, name: str, now_s: float) -> None:
-        """A node was heard; others than the required and the watched ones do not matter."""
+    def beat(self, name: str, now_s: float, process: str = "") -> None:
+        """A node was heard, in a process of its own; others than those of the parameters do not matter."""
         if name in self._config.required or name in self._config.watched:
             self._heard_s[name] = now_s
+        if name in self._config.mourned:
+            if self._process.get(name, process) != process:
+                self._died.append(name)
+            self._process[name] = process
+
+    def died(self) -> str:
+        """Which mourned nodes have died and begun anew since the last call, in words, or empty."""
+        died, self._died = self._died, []
+        return f"{' and '.join(died)} died and had to be started again" if died else ""
 
     def dead(self, now_s: float) -> str:
         """Which required nodes have been silent for too long, in words, or empty."""

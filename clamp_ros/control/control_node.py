@@ -6,7 +6,7 @@ The targets are the policy's action chunks, or those of a person or a recording 
 It shares its process with nothing. Until the arms have been measured it sends nothing; from then on it sends a command
 every tick, whatever fails: the action that is due, or the command before. /control/status and the log say which, and
 why. It runs on ROS time, so with use_sim_time it follows /clock. The emergency stop comes by service, by the signal of
-`clamp up`'s space bar, and by the silence of a required node.
+`clamp up`'s space bar, and by the silence or the death of a node that the arms' motion depends on.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from clamp_ros.ros.convert import (
 )
 from clamp_ros.ros.convert import stamp_ns as stamp_of
 from clamp_ros.ros.params import declare
-from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+from clamp_ros.ros.run import PROCESS, Health, advertise, run_node, serve, subscribe
 
 _LEVELS = {
     State.IDLE: DiagnosticStatus.WARN,
@@ -127,7 +127,7 @@ class ControlNode(Node):
         subscribe(self, JOINT_STATES, self._on_joints)
         subscribe(self, ARMS_STATUS, self._on_arms)
         self._hung = ""
-        if self._config.alive.required or self._config.alive.watched:
+        if self._config.alive.required or self._config.alive.watched or self._config.alive.mourned:
             subscribe(self, DIAGNOSTICS, self._on_diagnostics)
             self.create_timer(0.25, self._mind_deaths, clock=Clock(clock_type=ClockType.STEADY_TIME))
         serve(self, CONTROL_ENABLE, self._on_enable)
@@ -222,12 +222,13 @@ class ControlNode(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            self._heartbeats.beat(status.name, time.monotonic())
+            process = next((value.value for value in status.values if value.key == PROCESS), "")
+            self._heartbeats.beat(status.name, time.monotonic(), process)
 
     def _mind_deaths(self) -> None:
         now_s = time.monotonic()
         self._heartbeats.watch(now_s)
-        dead, hung = self._heartbeats.dead(now_s), self._heartbeats.hung(now_s)
+        dead, hung = self._heartbeats.dead(now_s) or self._heartbeats.died(), self._heartbeats.hung(now_s)
         if dead and not self._gate.stopped:
             self.stop(f"emergency stop: {dead}")
         if hung != self._hung:

@@ -55,6 +55,8 @@ _PROFILES: dict[Qos, tuple[ReliabilityPolicy, DurabilityPolicy, int]] = {
     Qos.TF: (ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE, 100),
     Qos.TF_STATIC: (ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL, 100),
 }
+PROCESS = "process"
+"""What of a node's health is the number of its process: another one, and it has died and was started again."""
 _SMALL = (Qos.STATE, Qos.COMMAND, Qos.TF)
 SMALL_DEPTH = 500
 """Small messages that wait at their sender, and in the recorder, for a reader that is kept from running: seconds."""
@@ -128,6 +130,8 @@ class NodeDone(Exception):  # noqa: N818 (it is no error)
 class Health:
     """A node's counters and gauges, published on /diagnostics once a second of wall time. Any thread may report.
 
+    In its first second a node reports ten times, so that whoever watches hears of a new process at once.
+
     A node is OK until `fault` is called; it then shows WARN, and the fault's message, for `RECENT_S` after the last
     one. `hold` shows a lasting state instead, until it is released.
     """
@@ -147,7 +151,10 @@ class Health:
         self._fault = ("", -self.RECENT_S)
         self._logged: dict[str, float] = {}
         self._publisher = advertise(node, DIAGNOSTICS)
-        self._timer = node.create_timer(1.0, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = node.create_timer(1.0, self.publish, clock=steady)
+        self._first = node.create_timer(0.1, self._publish_first, clock=steady)
+        self._firsts = 0
 
     def count(self, name: str, amount: int = 1) -> None:
         """Adds to a counter; a counter named at 0 is shown from the start."""
@@ -187,7 +194,7 @@ class Health:
     def status(self) -> DiagnosticStatus:
         """The state now; takes the samples gathered since the last call."""
         with self._lock:
-            values: dict[str, Any] = {**self._counters, **self._gauges}
+            values: dict[str, Any] = {PROCESS: os.getpid(), **self._counters, **self._gauges}
             samples, self._samples = self._samples, {}
             levels = list(self._held.values())
             message, since = self._fault
@@ -199,6 +206,12 @@ class Health:
         level, text = max(levels, key=lambda item: item[0], default=(DiagnosticStatus.OK, "ok"))
         shown = [KeyValue(key=k, value=f"{v:.3f}" if isinstance(v, float) else str(v)) for k, v in values.items()]
         return DiagnosticStatus(level=level, name=self._name, message=text, values=shown)
+
+    def _publish_first(self) -> None:
+        self._firsts += 1
+        if self._firsts == 10:
+            self._first.cancel()
+        self.publish()
 
     def publish(self) -> None:
         """Publishes the state now, ahead of the timer."""

@@ -63,6 +63,7 @@ from clamp_ros.ros.convert import (
 )
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, advertise, run_node, serve, subscribe
+from clamp_ros.ros.sender import SoleSender
 from clamp_ros.ros.tf import TfBroadcaster
 from clamp_ros.sim.simulation import START_NS, Picture, Simulation, SimulationConfig
 from clamp_ros.sim.world import checked_action
@@ -176,6 +177,7 @@ class MujocoNode(Node):
         self._failure: BaseException | None = None
         self._outputs = {topic.name: advertise(self, topic) for topic in TOPICS if self._publishes(topic.name)}
         self._broadcaster = TfBroadcaster(self)
+        self._sender = SoleSender(self, JOINT_COMMANDS)
         subscribe(self, JOINT_COMMANDS, self._on_command)
         subscribe(self, VIEWS, self._on_views)
         subscribe(self, OBSERVATION, self._on_observation)
@@ -196,6 +198,9 @@ class MujocoNode(Node):
     # The executor's thread.
 
     def _on_command(self, message: JointState) -> None:
+        if (fault := self._sender.fault()):
+            self._health.fault("foreign_commands", f"{fault}; the arms hold")
+            return
         due_ns = stamp_ns(message.header.stamp)
         if due_ns - self._now_ns > _FUTURE_NS:
             ahead_s = (due_ns - self._now_ns) / 1e9

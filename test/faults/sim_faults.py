@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from faults.matrix import Expect, Fault
+from faults.matrix import Expect, Fault, nothing
 from faults.stack import Stack
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
@@ -161,7 +161,7 @@ def transforms(ahead_ns: int, number: float = 1.0) -> Callable[[Stack], None]:
 
 def message_faults(*, robot: bool) -> list[Fault]:
     """Messages that are wrong, beside those that are right: after a bad chunk a good one lets the arms go on."""
-    refused = "joint command" if robot else "joint command|refused_commands"
+    alone, holds = "comes from", HOLD if robot else EITHER  # of a simulation's arms only the commands are seen
     return [
         Fault("chunk with NaN", chunk(first_point(float("nan"))), EITHER, "bad action chunk.*not finite", prompt=True),
         Fault("chunk with Inf", chunk(first_point(float("inf"))), EITHER, "bad action chunk.*not finite", prompt=True),
@@ -171,10 +171,12 @@ def message_faults(*, robot: bool) -> list[Fault]:
         Fault("chunk that jumps by 2 rad", chunk(unchanged, jump_rad=2.0), HOLD, "rad from the last command, limit"),
         Fault("chunk 5 s old", chunk(unchanged, -5 * S), EITHER, "chunk refused|run out"),
         Fault("chunk 10 s ahead", chunk(unchanged, 10 * S), EITHER, "in the future"),
-        Fault("command with NaN", joints(JOINT_COMMANDS, first_position(float("nan"))), EITHER, refused),
-        Fault("command with a wrong name", joints(JOINT_COMMANDS, other_name), EITHER, "left_wrist_spin"),
-        Fault("command of 13 joints", joints(JOINT_COMMANDS, shorter), EITHER, refused),
-        Fault("command 10 s ahead", joints(JOINT_COMMANDS, unchanged, 10 * S), EITHER, refused),
+        Fault("another's command", joints(JOINT_COMMANDS, unchanged, jump_rad=0.3), holds, alone, prompt=robot),
+        Fault("another's command with NaN", joints(JOINT_COMMANDS, first_position(float("nan"))), holds, alone,
+              prompt=robot),
+        Fault("another's command with a wrong name", joints(JOINT_COMMANDS, other_name), holds, alone, prompt=robot),
+        Fault("another's command of 13 joints", joints(JOINT_COMMANDS, shorter), holds, alone, prompt=robot),
+        Fault("another's command 10 s ahead", joints(JOINT_COMMANDS, unchanged, 10 * S), holds, alone, prompt=robot),
         Fault("joint state with NaN", joints(JOINT_STATES, first_position(float("nan"))), EITHER,
               "joint state.*finite"),
         Fault("joint state with a wrong name", joints(JOINT_STATES, other_name), EITHER, "left_wrist_spin"),
@@ -201,6 +203,12 @@ def operator_faults() -> list[Fault]:
     ]  # fmt: skip
 
 
+def release(stack: Stack) -> None:
+    """Has looked why a node died, and releases the emergency stop that its return is."""
+    stack.spin(30.0, lambda: stack.seen.status.get("control", "").startswith("stopped"))
+    stack.call(CONTROL_RESET)
+
+
 def node_faults(*, robot: bool) -> list[Fault]:
     """Nodes that die, hang, or are too slow."""
     stop, go, kill = signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL
@@ -208,6 +216,7 @@ def node_faults(*, robot: bool) -> list[Fault]:
     # a robot that hangs says nothing itself; where time stands still with it, others miss its images
     hung = "joint states are" if robot else "no views|no observation"
     silent = "no commands|joint command"
+    mourned = release if robot else nothing
     faults = [
         Fault("policy_node hung", send("policy_node", stop), HOLD, "run out", send("policy_node", go)),
         Fault("fusion_node hung", send("fusion_node", stop), HOLD, "no observation|run out", send("fusion_node", go)),
@@ -218,8 +227,8 @@ def node_faults(*, robot: bool) -> list[Fault]:
         Fault("policy too slow", lambda stack: stack.starve("policy_node", 0.02), HOLD, "run out", patience_s=25.0),
         Fault("fusion too slow", lambda stack: stack.starve("fusion_node", 0.02), EITHER,
               r"run out|stale|\blate\b|missed|s old", patience_s=25.0),
-        Fault("policy_node killed", send("policy_node", kill), HOLD, "policy_node was killed by SIGKILL"),
-        Fault("fusion_node killed", send("fusion_node", kill), HOLD, "fusion_node was killed by SIGKILL"),
+        Fault("policy_node killed", send("policy_node", kill), HOLD, "policy_node was killed by SIGKILL", mourned),
+        Fault("fusion_node killed", send("fusion_node", kill), HOLD, "fusion_node was killed by SIGKILL", mourned),
         Fault("recorder_node killed", send("recorder_node", kill), GO_ON, "recorder_node was killed by SIGKILL"),
         Fault("control_node killed", send("control_node", kill), END, "control_node was killed by SIGKILL, and the"),
         Fault(f"{driver} killed", send(driver, kill), END, f"{driver} was killed by SIGKILL, and the"),
@@ -228,7 +237,8 @@ def node_faults(*, robot: bool) -> list[Fault]:
         faults[5:5] = [
             Fault("camera_node hung", send("camera_node", stop), HOLD, "run out|no observation",
                   send("camera_node", go)),
-            Fault("camera_node killed", send("camera_node", kill), HOLD, "camera_node was killed by SIGKILL"),
+            Fault("camera_node killed", send("camera_node", kill), HOLD, "camera_node was killed by SIGKILL",
+                  mourned),
         ]
     return faults
 

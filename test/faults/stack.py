@@ -66,6 +66,7 @@ class Stack(System):
         super().__init__(folder, **options)
         self.seen = Seen()
         self._floods: list[Any] = []
+        self._passing: list[Any] = []
 
     def __enter__(self) -> Stack:
         environment.prepare()
@@ -83,7 +84,7 @@ class Stack(System):
         subscribe(self.node, CONTROL_STATUS, lambda m: self._say("control", m.message))
         subscribe(self.node, ARMS_STATUS, lambda m: self._say("arms", m.message))
         subscribe(self.node, DIAGNOSTICS, self._on_diagnostics)
-        rows = (ACTION_CHUNK, JOINT_COMMANDS, JOINT_STATES, TF, VIEWS, topic(depth_topic("front_left")))
+        rows = (ACTION_CHUNK, JOINT_STATES, TF, VIEWS, topic(depth_topic("front_left")))
         self._intruder = {row.name: advertise(self.node, row) for row in (*rows, *(() if self.robot else (CLOCK,)))}
         self._services: dict[str, Any] = {}
         _hurry()
@@ -277,7 +278,10 @@ class Stack(System):
 
     def flood(self, row: Topic, make: Callable[[int], Any]) -> None:
         """Publishes beside the system's own publisher, at 50 Hz, beginning now. `make` is given the time in ns."""
-        publisher = self._intruder[row.name]
+        publisher = self._intruder.get(row.name)
+        if publisher is None:  # to be there is to intrude
+            publisher = advertise(self.node, row)
+            self._passing.append(publisher)
 
         def send() -> None:
             publisher.publish(make(self.now_ns))
@@ -290,6 +294,9 @@ class Stack(System):
         for timer in self._floods:
             self.node.destroy_timer(timer)
         self._floods.clear()
+        for publisher in self._passing:
+            self.node.destroy_publisher(publisher)
+        self._passing.clear()
         self.release()
 
 

@@ -159,24 +159,38 @@ def test_home_and_sleep_are_smooth_and_leave_the_grippers():
         rig.start()
         grips = rig.fresh().positions[~ARM]
         for pose, where in (("home", HOME_RAD), ("sleep", SLEEP_RAD)):
-            seconds = rig.arms.move(pose)
+            seconds = rig.go(pose)
             assert 0.5 < seconds < 5.0
             assert "moving" in str(rig.arms.submit(rig.samples[-1].positions)), "commands wait"
             with pytest.raises(ArmError, match="moving"):
-                rig.arms.move("home")
+                rig.go("home")
             rig.wait_for(State.HOLDING)
             wait(lambda w=where: np.abs(rig.fresh().positions[ARM] - np.tile(w, 2)).max() < 0.02, pose)
         assert rig.fresh().positions[~ARM] == pytest.approx(grips, abs=1e-4)
 
 
+def test_home_goes_no_farther_than_commands_come():
+    """They are not followed; but who sends them is who stops the arms in an emergency."""
+    with cell(speed_rad_s=0.2) as rig:
+        rig.start()
+        with pytest.raises(ArmError, match="no emergency stop would"):
+            rig.arms.move("home")
+        assert rig.arms.submit(rig.fresh().positions) is None
+        seconds = rig.arms.move("home")
+        for _ in range(50):
+            assert "moving" in str(rig.arms.submit(rig.fresh().positions))
+        assert "no commands come" in rig.wait_for(State.HOLDING, seconds / 2)
+        assert np.abs(rig.fresh().positions[ARM] - np.tile(HOME_RAD, 2)).max() > 0.2
+
+
 def test_a_way_that_is_not_free_is_refused_and_nothing_moves():
     with cell(clearance=ClearanceConfig(arm_self_m=0.03)) as rig:  # folded up, an arm is nearer to itself than that
         rig.start()
-        rig.arms.move("home")
+        rig.go("home")
         rig.wait_for(State.HOLDING)
         before = rig.fresh().positions
         with pytest.raises(ArmError, match=r"way sleep is not free: .* mm from .*, limit 30\.0 mm\. Bring"):
-            rig.arms.move("sleep")
+            rig.go("sleep")
         assert rig.arms.state is State.HOLDING
         assert rig.arms.submit(before) is None, "commands are taken again"
         assert rig.fresh().positions == pytest.approx(before, abs=0.01)
@@ -187,7 +201,7 @@ def test_an_obstructed_motion_stops_pushing():
         rig.start()
         with rig.right.lock:
             rig.right[2].joint.stops = (-1300.0, -1000.0)
-        rig.arms.move("home")
+        rig.go("home")
         assert "right/shoulder cannot follow; is it obstructed?" in rig.wait_for(State.HOLDING)
         arm = rig.arms.arm("right")
 
@@ -209,7 +223,7 @@ def test_a_dead_motor_stops_both_arms_and_is_named_until_it_is_mended():
         with pytest.raises(ArmError, match=r"motor 4 \(XM540-W270\) does not answer"):
             rig.arms.torque(True)
         with pytest.raises(ArmError, match="fault"):
-            rig.arms.move("sleep")
+            rig.go("sleep")
         rig.left[4].silent = False
         rig.arms.torque(True)
         assert rig.arms.state is State.HOLDING

@@ -53,7 +53,7 @@ class Cell:
 
     def __init__(self, ros: Any, buses: dict[str, ServoBus], **values: Any) -> None:
         self.ros, self.buses = ros, buses
-        self.peer = ros.node("peer")
+        self.peer = ros.node("control_node")
         self.joints: list[Any] = []
         self.frames: list[Any] = []
         self.status: list[Any] = []
@@ -77,6 +77,11 @@ class Cell:
     def send(self, target: np.ndarray, age_s: float = 0.0) -> None:
         now = self.peer.get_clock().now().nanoseconds
         self.commands.publish(joint_state_message(target, now - int(age_s * 1e9)))
+
+    def keep_sending(self) -> None:
+        """As a control loop does, if slower, whatever the arms do with it."""
+        self.peer.create_timer(0.05, lambda: self.send(self.positions()))
+        self.ros.spin_until(lambda: self.state() == "following", what="a command")
 
     def positions(self) -> np.ndarray:
         return joints_from_message(self.joints[-1])
@@ -142,12 +147,37 @@ def test_commands_move_the_arms_and_bad_ones_do_not(ros, buses):
     assert cell.state() == "holding"
 
 
+def test_commands_of_two_senders_are_followed_by_nobody(ros, buses):
+    """One of them has not passed the safety gate, however well-formed its commands are."""
+    cell = Cell(ros, buses)
+    cell.keep_sending()
+    intruder = ros.node("intruder")
+    commands = advertise(intruder, JOINT_COMMANDS)
+    ros.spin_until(lambda: cell.state() == "holding", what="the hold")
+    assert "/joint_commands is control_node's alone, but comes from control_node, intruder" in cell.status[-1].message
+    before = cell.positions()
+    target = before.copy()
+    target[[5, 12]] += 0.3
+
+    def refused() -> bool:
+        commands.publish(joint_state_message(target, intruder.get_clock().now().nanoseconds))
+        return int(cell.shown().get("foreign_commands", "0")) > 20
+
+    ros.spin_until(refused, what="its commands to be refused")
+    assert cell.state() == "holding" and cell.positions() == pytest.approx(before, abs=0.01)
+    intruder.destroy_publisher(commands)
+    ros.spin_until(lambda: cell.state() == "following", what="the control node to be alone again")
+
+
 def test_services_and_what_a_fault_shows(ros, buses):
     cell = Cell(ros, buses)
     answer = ros.call(cell.peer, Trigger, ARMS_HOME.name)
+    assert not answer.success and "no emergency stop would" in answer.message
+    cell.keep_sending()
+    answer = ros.call(cell.peer, Trigger, ARMS_HOME.name)
     assert answer.success and answer.message.startswith("going home")
     ros.spin_until(lambda: cell.state() == "moving", what="the motion")
-    ros.spin_until(lambda: cell.state() == "holding", what="its end")
+    ros.spin_until(lambda: cell.state() == "following", what="its end")
     home = lambda: np.abs(cell.positions()[ARM_SLICES["left"]][:6] - HOME_RAD).max() < 0.02  # noqa: E731
     ros.spin_until(home, what="home")
 
@@ -163,7 +193,7 @@ def test_services_and_what_a_fault_shows(ros, buses):
     assert not answer.success and "/arms/reboot" in answer.message
     answer = ros.call(cell.peer, Trigger, ARMS_REBOOT.name, timeout_s=20.0)
     assert answer.success and "right elbow (motor 4)" in answer.message
-    ros.spin_until(lambda: cell.state() == "holding", what="the recovery")
+    ros.spin_until(lambda: cell.state() == "following", what="the recovery")
 
     answer = ros.call(cell.peer, SetBool, ARMS_TORQUE.name, SetBool.Request(data=False))
     assert answer.success and set(buses["left"].values("torque_enable").values()) == {0}
@@ -175,11 +205,11 @@ def test_an_emergency_stop_ends_the_arms_own_motions(ros, buses):
     cell = Cell(ros, buses, speed_rad_s=0.2)
     control = advertise(cell.peer, CONTROL_STATUS)
     ros.spin_until(control.get_subscription_count, what="discovery")
+    cell.keep_sending()
     assert ros.call(cell.peer, Trigger, ARMS_HOME.name).success
     ros.spin_until(lambda: cell.state() == "moving", what="the motion")
     control.publish(DiagnosticStatus(values=[KeyValue(key="state", value="stopped")]))
-    ros.spin_until(lambda: cell.state() == "holding", what="the stop")
-    assert "emergency stop" in cell.status[-1].message
+    ros.spin_until(lambda: "emergency stop" in cell.status[-1].message, what="the stop")
     answer = ros.call(cell.peer, Trigger, ARMS_HOME.name)
     assert not answer.success and "/control/reset" in answer.message
     control.publish(DiagnosticStatus(values=[KeyValue(key="state", value="holding")]))

@@ -457,6 +457,24 @@ def test_a_required_node_that_falls_silent_latches_the_stop(ros) -> None:
     cell.says("holding", "no action chunk yet")
 
 
+def test_a_node_that_died_and_came_back_latches_the_stop(ros) -> None:
+    cell = Cell(ros, **{"alive.mourned": ["policy_node"]})
+    running(cell)
+    diagnostics = advertise(cell.node, DIAGNOSTICS)
+    ros.spin_until(diagnostics.get_subscription_count, what="discovery")
+    for process in ("10", "11"):
+        assert not cell.control._gate.stopped
+        values = [KeyValue(key="process", value=process)]
+        diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(name="policy_node", values=values)]))
+        ros.spin_until(lambda p=process: cell.control._heartbeats._process.get("policy_node") == p, what="the report")
+    ros.spin_until(lambda: cell.control._gate.stopped, what="the stop")
+    cell.advance()
+    cell.says("stopped", "policy_node died and had to be started again")
+    cell.service(CONTROL_RESET)
+    cell.advance()
+    cell.says("holding", "no action chunk yet")
+
+
 def test_a_watched_node_that_falls_silent_is_said_and_stops_nothing(ros) -> None:
     cell = Cell(ros, **{"alive.watched": ["recorder_node"], "alive.silence_s": 2.0})
     running(cell)

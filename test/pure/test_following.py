@@ -85,3 +85,16 @@ def test_a_watched_node_that_hangs_is_named_and_is_no_emergency():
     assert heartbeats.hung(103.5) == ""
     assert heartbeats.dead(105.0).startswith("arm_node"), "a required node is told as an emergency only"
     assert "arm_node" not in heartbeats.hung(105.0)
+
+
+def test_a_mourned_node_that_comes_back_in_another_process_has_died():
+    heartbeats = Heartbeats(AliveConfig(mourned=("policy_node", "fusion_node")))
+    for name, process in (("policy_node", "10"), ("fusion_node", "11"), ("recorder_node", "12"), ("policy_node", "10")):
+        heartbeats.beat(name, 100.0, process)
+    assert heartbeats.died() == ""
+    heartbeats.beat("recorder_node", 101.0, "13")
+    heartbeats.beat("policy_node", 101.0, "14")
+    heartbeats.beat("policy_node", 101.1, "14")
+    assert heartbeats.died() == "policy_node died and had to be started again"
+    assert heartbeats.died() == "", "told once, so that the stop can be released"
+    assert heartbeats.dead(200.0) == "", "its silence is no emergency"

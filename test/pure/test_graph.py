@@ -225,3 +225,18 @@ def test_no_node_can_hang_unsaid(name, sim):
     control = nodes.pop("control_node").parameters
     assert {*control["alive.watched"], *control.get("alive.required", [])} == set(nodes)
     assert {"mujoco_node", "arm_node"} & set(nodes)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "mourned"),
+    [
+        ("policy", {"sim": "true", "record": "true"}, None),
+        ("policy", {"record": "true"}, {"camera_node", "fusion_node", "policy_node"}),
+        ("policy", {"takeover": "true"}, {"camera_node", "fusion_node", "policy_node", "teleop_node"}),
+        ("teleop", {"record": "true"}, {"camera_node", "teleop_node"}),
+    ],
+)
+def test_on_the_robot_the_death_of_who_moves_the_arms_is_an_emergency(name, given, mourned):
+    nodes = {node.name: node for node in graph.GRAPHS[name][1](given)}
+    found = nodes["control_node"].parameters.get("alive.mourned")
+    assert (None if found is None else set(found)) == mourned
