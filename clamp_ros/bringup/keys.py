@@ -1,6 +1,7 @@
 """`clamp keys`: teleoperation by single keys, in a terminal of its own or the one of `clamp teleop`.
 
-A USB foot pedal is a keyboard with one key: have it type a space. The terminal has to have the focus.
+A USB foot pedal is a keyboard with one key: have it type Enter. The terminal has to have the focus. The space bar
+is the emergency stop, as in the terminal of `clamp up`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
-from clamp_ros.bringup.up import single_keys
+from clamp_ros.bringup.printer import Printer
 from clamp_ros.contract.interfaces import (
     CONTROL_ESTOP,
     CONTROL_RESET,
@@ -32,17 +33,19 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.ros import environment, messages
 from clamp_ros.ros.run import interface_type, subscribe
+from clamp_ros.ros.terminal import ENTER, STOP, single_keys
 
 HELP = (
-    "space (pedal): start, or stop and keep   s: stop and keep   f: stop, a failure   d: discard   "
-    "e: emergency stop   r: release it   q: no more keys"
+    "space: emergency stop   r: release it   Enter (pedal): start, or stop and keep   s: stop and keep   "
+    "f: stop, a failure   d: discard   q: no more keys"
 )
 _ANSWER_S = 5.0
+_LAST_WORDS_S = 2.0
 _CALLS: dict[str, tuple[Service, Any]] = {
     "s": (TELEOP_STOP, SetBool.Request(data=True)),
     "f": (TELEOP_STOP, SetBool.Request(data=False)),
     "d": (TELEOP_DISCARD, Trigger.Request()),
-    "e": (CONTROL_ESTOP, Trigger.Request()),
+    STOP: (CONTROL_ESTOP, Trigger.Request()),
     "r": (CONTROL_RESET, Trigger.Request()),
 }
 
@@ -54,7 +57,7 @@ def call_of(key: str, state: str) -> tuple[Service, Any] | None:
         key: one character.
         state: of teleoperation.
     """
-    if key == " ":
+    if key in ENTER:
         return _CALLS["s"] if state in ("approaching", "following") else (TELEOP_START, Trigger.Request())
     return _CALLS.get(key)
 
@@ -116,7 +119,7 @@ def run(descriptor: int, stop: threading.Event, say: Callable[[str], None]) -> N
     """
     node = Node("clamp_keys")
     try:
-        with SingleThreadedExecutor() as executor, single_keys(descriptor if os.isatty(descriptor) else None):
+        with SingleThreadedExecutor() as executor, single_keys(descriptor):
             executor.add_node(node)
             keys = Keys(node, say)
             say(HELP)
@@ -140,18 +143,26 @@ def beside() -> Iterator[None]:
         return
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
-    thread = threading.Thread(target=run, args=(sys.stdin.fileno(), stop, _print), name="keys")
-    thread.start()
+    with _teller() as say:
+        thread = threading.Thread(target=run, args=(sys.stdin.fileno(), stop, say), name="keys")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            rclpy.try_shutdown()
+
+
+@contextlib.contextmanager
+def _teller() -> Iterator[Callable[[str], None]]:
+    """Takes a line for the user, and does not wait until the terminal has taken it: the next key may be the stop."""
+    printer = Printer(sys.stdout)
+    printer.start()
     try:
-        yield
+        yield lambda text: printer.write(f"[keys] {text}")
     finally:
-        stop.set()
-        thread.join()
-        rclpy.try_shutdown()
-
-
-def _print(text: str) -> None:
-    print(f"[keys] {text}", flush=True)
+        printer.close(_LAST_WORDS_S)
 
 
 def main() -> int:
@@ -160,7 +171,8 @@ def main() -> int:
     messages.ensure()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        run(sys.stdin.fileno(), threading.Event(), _print)
+        with _teller() as say:
+            run(sys.stdin.fileno(), threading.Event(), say)
     finally:
         rclpy.try_shutdown()
     return 0

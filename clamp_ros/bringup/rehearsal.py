@@ -146,7 +146,7 @@ def rehearse(
                         say("the gate did not let the arms come to a pose; it is left out")
                         continue
                     del told[:]
-                    os.write(press, b" ")
+                    os.write(press, b"\n")
                     session.spin_until(lambda: _answered(told), _SHOT_S, "a shot")
                     say("\n".join(told))
     finally:

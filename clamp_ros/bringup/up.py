@@ -16,9 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
-import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
@@ -28,6 +26,7 @@ from clamp_ros.bringup.printer import Printer
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import ESTOP_SIGNAL
 from clamp_ros.ros import environment, messages
+from clamp_ros.ros.terminal import STOP, single_keys
 
 GRACE_S = 10.0
 """How long nodes may take to end after the signal, before they are killed."""
@@ -149,9 +148,9 @@ class Runner:
         """
         self.nodes = tuple(nodes)
         self._terminal = terminal
-        output = output or sys.stdout
-        self._color = output.isatty() and "NO_COLOR" not in os.environ
-        self._printer = Printer(output)
+        stream = output or sys.stdout
+        self._color = stream.isatty() and "NO_COLOR" not in os.environ
+        self._printer = Printer(stream)
         self._prefixes = self._make_prefixes()
         self._selector = selectors.DefaultSelector()
         self._processes: dict[str, _Process] = {}
@@ -279,7 +278,7 @@ class Runner:
         keys = os.read(terminal, 64)
         if not keys:
             self._selector.unregister(terminal)
-        elif b" " in keys:
+        elif STOP.encode() in keys:
             for process in self._processes.values():
                 if process.node.takes_stop:
                     process.popen.send_signal(ESTOP_SIGNAL)
@@ -330,20 +329,6 @@ def _own_terminal() -> int | None:
         return terminal if os.tcgetpgrp(terminal) == os.getpgrp() else None
     except OSError:
         return None
-
-
-@contextlib.contextmanager
-def single_keys(terminal: int | None) -> Iterator[None]:
-    """Has a terminal hand over each key at once, without showing it; Ctrl-C stays what it is."""
-    if terminal is None:
-        yield
-        return
-    before = termios.tcgetattr(terminal)
-    tty.setcbreak(terminal, termios.TCSANOW)  # not once all is written: the terminal may take nothing
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def die_with_parent() -> None:

@@ -1,7 +1,7 @@
 """Takes the shots of a calibration session from a running system, one a key press.
 
 It listens to the cameras that are to be calibrated, the joints and TF, and moves nothing. After each shot it says what
-the cameras saw of the board, and what is still missing.
+the cameras saw of the board, and what is still missing. The space bar is the emergency stop, as everywhere.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import os
 import select
 import signal
 import sys
-import termios
 import time
-import tty
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
+from std_srvs.srv import Trigger
 
 from clamp_ros.calibration.board import Board
 from clamp_ros.calibration.capture import Capture, continue_places, detect
@@ -34,6 +33,7 @@ from clamp_ros.contract.config import check, param
 from clamp_ros.contract.errors import CalibrationError, ConfigError, ContractError, TransformError
 from clamp_ros.contract.interfaces import (
     CAMERAS,
+    CONTROL_ESTOP,
     JOINT_STATES,
     camera_info_topic,
     color_topic,
@@ -44,9 +44,10 @@ from clamp_ros.contract.interfaces import (
 from clamp_ros.ros.convert import array_from_image, joints_from_message, pinhole_from_camera_info, stamp_ns
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, on_time_jump_back, run_node, subscribe
+from clamp_ros.ros.terminal import ENTER, STOP, single_keys
 from clamp_ros.ros.tf import TfListener
 
-KEYS = "space: take a shot   b: the board was moved   u: undo the last shot   q: done"
+KEYS = "Enter: take a shot   b: the board was moved   u: undo the last shot   q: done   space: emergency stop"
 _POLL_S = 0.05
 
 
@@ -99,6 +100,7 @@ class CaptureNode(Node):
         self._views = Counter(dict.fromkeys(config.cameras, 0))
         self._health = Health(self)
         self._tf = TfListener(self, self._health)
+        self._estop = self.create_client(Trigger, CONTROL_ESTOP.name)
         self._asked: tuple[int, float] | None = None
         self.done = False
         self._keys = sys.stdin.fileno() if keys is None else keys
@@ -144,7 +146,9 @@ class CaptureNode(Node):
             self._on_key(os.read(self._keys, 1).decode(errors="replace"))
 
     def _on_key(self, key: str) -> None:
-        if key == " ":
+        if key == STOP:
+            self._say(self._stop())
+        elif key in ENTER:
             self._asked = self.get_clock().now().nanoseconds, time.monotonic() + self._config.timeout_s
         elif key == "b":
             self._say(f"the board lies at place {self._places.new()} from now on")
@@ -158,6 +162,12 @@ class CaptureNode(Node):
             self._on_done()
         elif not key.isspace():
             self._say(f"no such key {key!r}; {KEYS}")
+
+    def _stop(self) -> str:
+        if not self._estop.service_is_ready():
+            return f"{CONTROL_ESTOP.name} IS NOT THERE: stop the arms where the system runs, or by the power switch"
+        self._estop.call_async(Trigger.Request())
+        return "emergency stop asked for; `clamp stop --release` leaves it"
 
     def _try_shot(self, after_ns: int, deadline_s: float) -> None:
         if not self._capture.ready(after_ns) and time.monotonic() < deadline_s:
@@ -195,20 +205,6 @@ class CaptureNode(Node):
                 stamp = self._tf.tree.latest_common_stamp_ns(frame, optical_frame(camera))
                 poses[camera] = self._tf.tree.lookup(frame, optical_frame(camera), stamp)
         return poses
-
-
-@contextlib.contextmanager
-def single_keys(fd: int) -> Iterator[None]:
-    """Keys come as they are pressed, without Enter, from a terminal; nothing changes for a pipe."""
-    if not os.isatty(fd):
-        yield
-        return
-    before = termios.tcgetattr(fd)
-    tty.setcbreak(fd)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def capture(parameters: list[str]) -> int:

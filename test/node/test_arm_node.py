@@ -209,7 +209,7 @@ def test_an_emergency_stop_ends_the_arms_own_motions(ros, buses):
     assert ros.call(cell.peer, Trigger, ARMS_HOME.name).success
     ros.spin_until(lambda: cell.state() == "moving", what="the motion")
     control.publish(DiagnosticStatus(values=[KeyValue(key="state", value="stopped")]))
-    ros.spin_until(lambda: "emergency stop" in cell.status[-1].message, what="the stop")
+    ros.spin_until(lambda: any("emergency stop" in status.message for status in cell.status), what="the stop")
     answer = ros.call(cell.peer, Trigger, ARMS_HOME.name)
     assert not answer.success and "/control/reset" in answer.message
     control.publish(DiagnosticStatus(values=[KeyValue(key="state", value="holding")]))

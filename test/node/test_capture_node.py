@@ -19,6 +19,7 @@ from clamp_ros.calibration.poses import looking_poses
 from clamp_ros.calibration.session import Session
 from clamp_ros.contract.errors import CalibrationError, ConfigError
 from clamp_ros.contract.interfaces import (
+    CONTROL_ESTOP,
     JOINT_STATES,
     camera_info_topic,
     color_topic,
@@ -28,7 +29,7 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.geometry.transforms import invert
 from clamp_ros.ros.convert import camera_info_message, image_message, joint_state_message
-from clamp_ros.ros.run import advertise
+from clamp_ros.ros.run import advertise, serve
 from clamp_ros.ros.tf import TfBroadcaster
 
 NAMES = ("front_left", "wrist_left")
@@ -92,22 +93,28 @@ def test_a_session_is_taken_by_key_presses(ros, tmp_path, keys):
         ros.spin_until(lambda: any(answer in text for text in said), 60.0, f"{answer!r}, not {said}")
 
     ros.spin_until(lambda: node._capture.ready(0) and len(node._poses()) == 1, 60.0, "the cell's topics")
-    press(b" ", "shot_000, place 0: corners front_left")
+    press(b"\n", "shot_000, place 0: corners front_left")
     ros.spin_until(lambda: any("views so far: front_left 1, wrist_left 1" in text for text in said), 10.0)
     cell.shake = 0.05
-    press(b" ", "no shot: ")
+    press(b"\n", "no shot: ")
     assert "let the arms come to rest" in said[-1]
     cell.shake = 0.0
     press(b"x", "no such key 'x'")
+    press(b" ", "IS NOT THERE")
+    stopped: list[Any] = []
+    serve(cell.node, CONTROL_ESTOP, lambda request, response: stopped.append(request) or response)
+    ros.spin_until(node._estop.service_is_ready, 30.0, "the service")
+    press(b" ", "emergency stop asked for")
+    ros.spin_until(lambda: stopped, 30.0, "the stop")
     press(b"b", "place 1 from now on")
     ros.spin_until(lambda: np.ptp([j[1][0] for j in list(node._capture._joints)[-60:]]) < 0.01, 60.0, "arms at rest")
-    press(b" ", "shot_001, place 1")
+    press(b"\n", "shot_001, place 1")
     press(b"u", "set aside as discarded_001")
     cell.pictures = {name: np.full_like(image, 90) for name, image in cell.pictures.items()}
     # a picture from before that is on its way still shows the board
     frames = node._capture._frames[NAMES[0]]
     ros.spin_until(lambda: all(f.color is not None and f.color.max() == 90 for f in [*frames.values()]), 60.0)
-    press(b" ", "no camera sees the board")
+    press(b"\n", "no camera sees the board")
     press(b"q", "1 shots in")
     assert node.done
     session = Session.open(tmp_path / "s")
@@ -128,7 +135,7 @@ def test_a_missing_camera_is_named_and_an_ended_input_ends_the_session(ros, tmp_
     node = capture_node(ros, tmp_path / "s", keys[0], said, timeout_s=1.0)
     ros.spin_until(lambda: node._capture._newest("front_left", 0) is not None, 60.0, "the cell's topics")
     ros.spin_until(lambda: len(node._capture._joints) > 100, 60.0, "joints")
-    os.write(keys[1], b" ")
+    os.write(keys[1], b"\n")
     ros.spin_until(lambda: len(said) > 2, 60.0, "an answer")
     assert any("nothing from ['wrist_left']" in text for text in said), said
     os.write(keys[1], b"\x04")

@@ -25,10 +25,11 @@ from clamp_ros.ros.run import advertise, serve
 @pytest.mark.parametrize(
     ("key", "state", "service", "data"),
     [
-        (" ", "idle", TELEOP_START, None), (" ", "stopped", TELEOP_START, None),
-        (" ", "approaching", TELEOP_STOP, True), (" ", "following", TELEOP_STOP, True),
+        ("\n", "idle", TELEOP_START, None), ("\r", "stopped", TELEOP_START, None),
+        ("\n", "approaching", TELEOP_STOP, True), ("\r", "following", TELEOP_STOP, True),
         ("s", "idle", TELEOP_STOP, True), ("f", "following", TELEOP_STOP, False),
-        ("d", "following", TELEOP_DISCARD, None), ("e", "idle", CONTROL_ESTOP, None),
+        ("d", "following", TELEOP_DISCARD, None), (" ", "idle", CONTROL_ESTOP, None),
+        (" ", "following", CONTROL_ESTOP, None),
         ("r", "stopped", CONTROL_RESET, None),
     ],
 )  # fmt: skip
@@ -40,7 +41,7 @@ def test_what_a_key_asks_for(key, state, service, data):
 
 
 def test_other_keys_ask_for_nothing():
-    assert [keys.call_of(key, "following") for key in ("x", "\x1b", "")] == [None] * 3
+    assert [keys.call_of(key, "following") for key in ("x", "e", "\x1b", "")] == [None] * 4
 
 
 def test_a_pedal_starts_and_stops(ros):
@@ -69,7 +70,7 @@ def test_a_pedal_starts_and_stops(ros):
         def press(expected: str) -> None:
             # until the reader has found the service, it says that it is not there, and the pedal is pressed again
             missing = sum("is not there" in text for text in said)
-            os.write(writer, b" ")
+            os.write(writer, b"\n")
             ros.spin_until(
                 lambda: expected in asked or sum("is not there" in text for text in said) > missing, 30.0, expected
             )
