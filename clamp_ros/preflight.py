@@ -30,6 +30,7 @@ STEADY_SOURCES = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_ts
 CLOCK_STEP_S = 0.001
 TRIAL_BYTES = 64 << 20
 RULES = "99-aloha.rules"
+REALSENSE_RULES = "99-realsense-libusb.rules"
 _UNSYNCHRONISED = 0x40
 _STATUS_OFFSET = 40  # of the int `status` in struct timex, on 64-bit Linux
 _RELOAD = "sudo udevadm control --reload && sudo udevadm trigger"
@@ -171,16 +172,17 @@ def udev_rules(root: Path = ROOT) -> Check:
     return fine("arms", "udev rules", "installed")
 
 
-def groups(names: Iterable[str] = ("dialout",), have: Iterable[int] | None = None) -> Check:
+def groups(names: Iterable[str] = ("dialout",), have: Iterable[int] | None = None, group: str = "arms") -> Check:
     """That this user is in the groups that own the devices, in this session; root need not be.
 
     Args:
         names: of the groups.
         have: numbers of the groups of this process; by default its own.
+        group: what is reported on, arms or cameras.
     """
     numbers = set(os.getgroups() if have is None else have)
     if have is None and os.geteuid() == 0:
-        return fine("arms", "groups", "root")
+        return fine(group, "groups", "root")
     missing = []
     for name in names:
         try:
@@ -189,9 +191,40 @@ def groups(names: Iterable[str] = ("dialout",), have: Iterable[int] | None = Non
         except KeyError:
             missing.append(name)
     if missing:
-        return failed("arms", "groups", f"you are not in {', '.join(missing)}, or have not logged in since you are",
+        return failed(group, "groups", f"you are not in {', '.join(missing)}, or have not logged in since you are",
                       f"sudo usermod -aG {','.join(missing)} $USER  # then log in again")  # fmt: skip
-    return fine("arms", "groups", ", ".join(names))
+    return fine(group, "groups", ", ".join(names))
+
+
+def camera_access(root: Path = ROOT) -> Check:
+    """That every RealSense that is plugged in may be opened: its USB device, and its video devices."""
+    usb, video = [], []
+    for device in _named(root / "sys/bus/usb/devices", "product"):
+        with contextlib.suppress(OSError, ValueError):
+            bus, number = (int((device / key).read_text()) for key in ("busnum", "devnum"))
+            usb.append(root / f"dev/bus/usb/{bus:03d}/{number:03d}")
+    for device in _named(root / "sys/class/video4linux", "name"):
+        video.append(root / "dev" / device.name)
+    closed = [path for path in (*usb, *video) if not os.access(path, os.R_OK | os.W_OK)]
+    if not closed:
+        if not usb:
+            return Check("cameras", "camera access", Verdict.SKIPPED, "no RealSense is plugged in")
+        return fine("cameras", "camera access", f"RealSense cameras plugged in: {len(usb)}, which you may open")
+    found = f"you may not open {', '.join('/' + str(path.relative_to(root)) for path in closed)}"
+    if set(closed) <= set(video):
+        return failed("cameras", "camera access", found, "sudo usermod -aG video $USER  # then log in again")
+    return failed("cameras", "camera access", found, f"sudo cp {REALSENSE_RULES} /etc/udev/rules.d/ && {_RELOAD}"
+                  "  # the file is in librealsense's folder config")  # fmt: skip
+
+
+def _named(folder: Path, key: str) -> list[Path]:
+    """The devices of a folder of sysfs whose name, in the file `key`, is a RealSense's."""
+    found = []
+    for device in sorted(folder.glob("*")):
+        with contextlib.suppress(OSError):
+            if "RealSense" in (device / key).read_text(errors="replace"):
+                found.append(device)
+    return found
 
 
 def shared_memory(root: Path = ROOT, needed_bytes: int = SHARED_MEMORY_BYTES) -> Check:

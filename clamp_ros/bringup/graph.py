@@ -177,7 +177,7 @@ class _Cell:
 
     def body(self, images: Mapping[str, Any] | None = None) -> tuple[Node, ...]:
         """Arms and cameras: the drivers, or the simulation, whose `images` are of a size and rate."""
-        return self._simulation(images or {}) if self.sim else hardware(self.values, self.cameras)
+        return self._simulation(images or {}) if self.sim else self._hardware()
 
     def _simulation(self, images: Mapping[str, Any]) -> tuple[Node, ...]:
         values = self.values
@@ -191,6 +191,16 @@ class _Cell:
             **images,
         }
         return (Node("mujoco_node", "clamp_ros.sim.mujoco_node", files=self.files, parameters=parameters),)
+
+    def _hardware(self) -> tuple[Node, ...]:
+        """A camera that died is opened again by a new process; arms must not move behind the user's back."""
+        return (
+            Node(
+                "camera_node", "clamp_ros.camera.camera_node", files=(*self._file("camera_config"), *self.files),
+                restart=True, parameters={"cameras": self.cameras},
+            ),
+            Node("arm_node", "clamp_ros.arm.arm_node", files=(*self._file("arm_config"), *self.files)),
+        )  # fmt: skip
 
     def control(self, **parameters: Any) -> Node:
         """The death of the robot's arms is an emergency stop; the simulation's ends the system."""
@@ -238,18 +248,19 @@ class _Cell:
         return tuple(told(node) if node.name == "control_node" else node for node in nodes)
 
 
-def hardware(values: Mapping[str, str], cameras: list[str]) -> tuple[Node, ...]:
-    """The drivers. A camera that died is opened again by a new process; arms must not move behind the user's back."""
-    files, camera_files, arm_files = (
-        parameter_files(name, values[name]) for name in ("config", "camera_config", "arm_config")
-    )
-    return (
-        Node(
-            "camera_node", "clamp_ros.camera.camera_node", files=(*camera_files, *files), restart=True,
-            parameters={"cameras": cameras},
-        ),
-        Node("arm_node", "clamp_ros.arm.arm_node", files=(*arm_files, *files)),
-    )  # fmt: skip
+def drivers(values: Mapping[str, str], cameras: list[str]) -> tuple[Node, ...]:
+    """The nodes of the policy's graph that drive devices: followers and cameras, and leaders where it has them.
+
+    Args:
+        values: of every argument of the policy's graph.
+        cameras: in use.
+
+    Raises:
+        ConfigError: a parameter file does not exist.
+    """
+    cell = _Cell(values, cameras)
+    leaders = (cell.teleop(),) if values["takeover"] == "true" else ()
+    return (*(() if cell.sim else cell.body()), *leaders)
 
 
 def _replanning(values: Mapping[str, str]) -> dict[str, Any]:

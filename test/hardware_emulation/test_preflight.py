@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hardware_emulation.leaders import HANDLE, leader
 from hardware_emulation.motor import Joint, Servo
 from hardware_emulation.rig import GRIPPER, MOTORS
 from hardware_emulation.servos import Emulator, ServoBus, follower
@@ -16,9 +17,11 @@ from realsense_recording import Lens, record, shots
 from tiny_artifact import build_tiny_artifact
 
 from clamp_ros import cli
-from clamp_ros.arm.registers import XC430_W150
+from clamp_ros.arm.bus import Bus
+from clamp_ros.arm.registers import XC430_W150, XL430_W250, XM540_W270
 from clamp_ros.bringup import graph, preflight
 from clamp_ros.contract.errors import ConfigError
+from clamp_ros.contract.robot import ARMS
 from clamp_ros.policy.artifact import CameraSpec
 from clamp_ros.preflight import Check, Verdict
 
@@ -46,22 +49,32 @@ class Bench:
     folder: Path
     left: ServoBus
     right: ServoBus
+    leaders: tuple[ServoBus, ServoBus]
     camera: dict[str, Any]
     arms: dict[str, Any]
+    handles: dict[str, Any]
 
     def given(self) -> dict[str, str]:
         """Launch arguments, and the files they name, as they are now."""
         for path, node, values in (
             (self.folder / "arms.yaml", "arm_node", self.arms),
+            (self.folder / "leaders.yaml", "teleop_node", self.handles),
             (self.folder / "cameras.yaml", "/**", {"front_left": self.camera}),
         ):
             path.write_text(json.dumps({node: {"ros__parameters": values}}))  # JSON is YAML
         return {"policy": str(self.folder / "tiny"), "arm_config": str(self.folder / "arms.yaml"),
                 "camera_config": str(self.folder / "cameras.yaml"), "record_to": str(self.folder)}  # fmt: skip
 
-    def failures(self) -> dict[str, Check]:
+    def teleoperation(self) -> dict[str, str]:
+        """Launch arguments of a graph that has leaders but no policy."""
+        given = self.given()
+        del given["policy"]
+        return {**given, "leaders": str(self.folder / "leader"), "leader_config": str(self.folder / "leaders.yaml"),
+                "cameras": "front_left"}  # fmt: skip
+
+    def failures(self, given: dict[str, str] | None = None, name: str = "policy") -> dict[str, Check]:
         """What fails, by name; what a machine of tests lacks (rules, rights, a quick disk) aside."""
-        checks = preflight.preflight(self.given())
+        checks = preflight.preflight(self.given() if given is None else given, name=name)
         failed = {check.name: check for check in checks if check.verdict is Verdict.FAILED and check.group != "machine"}
         failed.pop("udev rules", None)
         failed.pop("groups", None)
@@ -72,11 +85,14 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, recordings: dict[str, Path]) -> Iterator[Bench]:
     build_tiny_artifact(tmp_path / "tiny", cameras={"front_left": SPEC}, image_rate_hz=30.0)
-    left, right = follower(), follower()
+    left, right, leaders = follower(), follower(), (leader(), leader(swapped={7: XL430_W250}))
+    for name, bus in zip(ARMS, leaders, strict=True):
+        (tmp_path / f"leader_{name}").symlink_to(bus.port)
     camera = {"recording": str(recordings["good"]), "width": LENS.width, "height": LENS.height, **POSE}
     sides = {"left": {"port": left.port, **GRIPPER}, "right": {"port": right.port, **GRIPPER}}
-    with Emulator(left, right):
-        yield Bench(tmp_path, left, right, camera, {**sides, "motors": MOTORS})
+    handles = {"left": HANDLE, "right": HANDLE, "motors": MOTORS}
+    with Emulator(left, right, *leaders):
+        yield Bench(tmp_path, left, right, leaders, camera, {**sides, "motors": MOTORS}, handles)
 
 
 def test_all_is_well_and_nothing_was_written_to_a_motor(bench, capsys):
@@ -145,7 +161,7 @@ def test_a_port_that_is_gone_leaves_its_motors_out(bench):
 
 
 def test_a_port_that_somebody_drives_is_not_touched(bench):
-    holder = preflight.Bus(bench.left.port, {}, reply_s=0.01, retry_s=0.0)
+    holder = Bus(bench.left.port, {}, reply_s=0.01, retry_s=0.0)
     holder.open()
     try:
         failures = bench.failures()
@@ -211,15 +227,79 @@ def test_sim_leaves_the_hardware_out(tmp_path):
     assert not [check for check in checks if check.verdict is Verdict.FAILED and check.group != "machine"]
 
 
-def test_every_node_of_the_graph_has_its_configuration_checked(tmp_path):
+@pytest.mark.parametrize("sim", ["true", "false"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("policy", {"takeover": "false"}), ("policy", {"takeover": "true", "record": "true"}), ("teleop", {}),
+     ("teleop", {"record": "true"}), ("record", {"by": "policy", "takeover": "true"}), ("record", {"by": "teleop"}),
+     ("record", {"by": "replay"})],
+)  # fmt: skip
+def test_every_node_of_every_graph_has_its_configuration_checked(tmp_path, name, given, sim):
+    assert name in graph.GRAPHS
     build_tiny_artifact(tmp_path / "tiny")
-    for sim in ("true", "false"):
-        nodes = graph.aloha_policy({"sim": sim, "policy": str(tmp_path / "tiny"), "record": "true"})
-        assert {node.name for node in nodes} <= preflight.CONFIGS.keys()
+    given = {**given, "sim": sim, "record_to": str(tmp_path)}
+    if name != "teleop":
+        given["policy"] = str(tmp_path / "tiny")
+    nodes = {node.name for node in graph.GRAPHS[name][1](given)}
+    checks = preflight.preflight({**given, "leaders": "/dev/ttyDXL_nowhere"}, name=name)
+    assert {check.name for check in checks if check.group == "config"} == nodes
+    leaders = {f"{arm} leader port" for arm in ARMS if "teleop_node" in nodes}
+    assert {check.name for check in checks if check.name.endswith("leader port")} == leaders
+
+
+def test_the_graphs_tested_are_all():
+    assert graph.GRAPHS.keys() == {"policy", "teleop", "record"}
+
+
+@pytest.mark.parametrize("name", ["teleop", "record"])
+def test_leaders_are_looked_at_as_followers_are_and_not_written_to(bench, name, capsys):
+    given = bench.teleoperation() | ({"by": "teleop"} if name == "record" else {})
+    before = [bytes(servo.table[:64]) for bus in bench.leaders for servo in bus.servos]
+    assert bench.failures(given, name) == {}
+    assert [bytes(servo.table[:64]) for bus in bench.leaders for servo in bus.servos] == before
+    assert not any(3 in bus.instructions for bus in bench.leaders), "no write instruction"
+    cli.main(["preflight", name, "--json", *(f"{key}:={value}" for key, value in given.items())])
+    shown = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert shown["left leader waist"]["found"] == "XM430-W350, id 1, firmware 46, 12.0 V, 32 C, torque off"
+    assert shown["right leader wrist_angle"]["found"].startswith("XL430-W250, id 7"), "leaders differ"
+    assert "left waist" in shown and "front_left" in shown and "artifact" not in shown
+
+
+def test_a_faulty_leader_is_named_also_where_the_policy_is_the_rule(bench):
+    left, right = bench.leaders
+    left[4].silent = True
+    right.servos[0] = Servo(1, XM540_W270.number, Joint())
+    right[3].fail(0x20)
+    bench.handles["left"] = {"handle_closed_rad": 0.5, "handle_open_rad": 0.5}
+    given = {**bench.teleoperation(), "policy": str(bench.folder / "tiny"), "takeover": "true"}
+    failures = bench.failures(given)
+    assert set(failures) == {"left leader elbow", "right leader waist", "left leader gripper"}
+    assert failures["right leader waist"].found == "motor 1 has model number 1120, expected 1020 (XM430-W350)"
+    (warned,) = (c for c in preflight.preflight(given) if c.name == "right leader shoulder_shadow")
+    assert warned.verdict is Verdict.WARNING and warned.found.startswith("overload; "), "its node restarts it"
+
+
+def test_without_the_policy_and_in_simulation_leaders_are_looked_at_all_the_same(bench):
+    bench.leaders[0][2].silent = True
+    given = {**bench.teleoperation(), "policy": "/nowhere", "takeover": "true"}
+    assert {"artifact", "left leader shoulder"} == bench.failures(given).keys()
+    assert {"artifact", "left leader shoulder"} == bench.failures({**given, "sim": "true"}).keys()
+    del given["policy"]
+    del given["takeover"]
+    assert {"left leader shoulder"} == bench.failures({**given, "sim": "true"}, "teleop").keys()
+
+
+def test_cameras_by_serial_number_need_their_rights(bench):
+    names = {check.name: check.group for check in preflight.preflight(bench.given())}
+    assert "camera access" not in names
+    bench.camera["recording"] = ""
+    bench.camera["serial"] = "000"
+    checks = [check for check in preflight.preflight(bench.given()) if check.group == "cameras"]
+    assert {"groups", "camera access"} < {check.name for check in checks}
 
 
 def test_a_mistake_on_the_command_line_is_one_line(capsys):
     assert cli.main(["preflight", "simm:=true"]) == 2
     assert "did you mean 'sim'" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="is not a launch argument"):
-        preflight.main(["nonsense"])
+    with pytest.raises(ConfigError, match=r"nor a system; did you mean 'teleop'\?"):
+        preflight.main(["telop"])

@@ -78,6 +78,29 @@ def test_groups_are_those_of_this_session():
     assert preflight.groups(have=[number]).verdict is Verdict.OK
     check = preflight.groups(have=[])
     assert check.verdict is Verdict.FAILED and "dialout" in check.fix
+    check = preflight.groups(("video",), have=[], group="cameras")
+    assert check.group == "cameras" and check.fix.startswith("sudo usermod -aG video $USER")
+
+
+def test_a_camera_that_may_not_be_opened_is_named_with_the_line_that_opens_it(root, monkeypatch):
+    assert preflight.camera_access(root).verdict is Verdict.SKIPPED
+    devices = {"sys/bus/usb/devices/2-1/product": "Intel(R) RealSense(TM) Depth Camera 405\n",
+               "sys/bus/usb/devices/2-1/busnum": "2\n", "sys/bus/usb/devices/2-1/devnum": "13\n",
+               "sys/bus/usb/devices/2-2/product": "Another camera\n",
+               "sys/class/video4linux/video4/name": "Intel(R) RealSense(TM) Depth Ca\n",
+               "sys/class/video4linux/video9/name": "Another camera\n",
+               "dev/bus/usb/002/013": "", "dev/video4": ""}  # fmt: skip
+    for path, text in devices.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    assert preflight.camera_access(root).verdict is Verdict.OK
+    monkeypatch.setattr(preflight.os, "access", lambda path, mode: path.name != "video4")
+    check = preflight.camera_access(root)
+    assert (check.verdict, check.group, check.found) == (Verdict.FAILED, "cameras", "you may not open /dev/video4")
+    assert check.fix.startswith("sudo usermod -aG video $USER")
+    monkeypatch.setattr(preflight.os, "access", lambda path, mode: path.name == "video4")
+    check = preflight.camera_access(root)
+    assert check.found == "you may not open /dev/bus/usb/002/013" and preflight.REALSENSE_RULES in check.fix
 
 
 def test_shared_memory_is_enough_for_the_images_or_not(root):
