@@ -29,11 +29,12 @@ from clamp_ros.calibration.cameras_file import read_cameras, write_poses
 from clamp_ros.calibration.capture import STILL_NS, STILL_RAD, Places, detect
 from clamp_ros.calibration.printing import PAPERS_M, print_board
 from clamp_ros.calibration.problem import Matrix
-from clamp_ros.calibration.session import MOUNTS, Picture, Session, Shot, write_atomically
+from clamp_ros.calibration.session import MOUNTS, Picture, Session, Shot
 from clamp_ros.calibration.solve import Observed, Solution, check, observe, solve
 from clamp_ros.contract.errors import CalibrationError, ConfigError, TransformError
 from clamp_ros.contract.interfaces import CAMERAS, optical_frame
 from clamp_ros.contract.robot import GRIPPER_INDICES
+from clamp_ros.files import write_whole
 from clamp_ros.record.episode import Episode, JointSeries
 from clamp_ros.share import share_folder
 from clamp_ros.verbs import VerbParser
@@ -171,8 +172,8 @@ def _run_solve(args: argparse.Namespace) -> int:
         result["cameras"][name]["frame_from_camera"] = pose.tolist()
     picture = session.folder / "overlay.png"
     _write_picture(picture, _overlay(session, observed, solution, cameras))
-    write_atomically(session.folder / "calibration.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(session.folder / "report.txt", text + "\n")
+    write_whole(session.folder / "calibration.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(session.folder / "report.txt", f"{text}\n".encode())
     print(f"{session.folder}: report.txt, calibration.json, overlay.png")
     failed = [name for name, verdict in report.cameras.items() if verdict.grade is quality.Grade.FAIL]
     if args.write:

@@ -28,9 +28,10 @@ import clamp_ros
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ClampError, ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ
+from clamp_ros.files import write_whole
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.rollout import Rollout, RolloutConfig, artifact_cameras
-from clamp_ros.score.results import ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, Settings, Training, row, write_whole
+from clamp_ros.score.results import ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, Settings, Training, row
 from clamp_ros.score.workers import Beat, play_in_workers
 from clamp_ros.sim.cameras import OVERVIEW_CAMERA
 from clamp_ros.sim.film import Film

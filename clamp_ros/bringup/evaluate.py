@@ -15,11 +15,12 @@ from clamp_ros.bringup.session import START_TIMEOUT_S, Session, SystemDiedError,
 from clamp_ros.contract.errors import ClampError, RecordError
 from clamp_ros.contract.interfaces import JOINT_STATES, VIEWS
 from clamp_ros.evaluate import NOT_DONE, ROS, collect, lost_row, missing_seeds, open_results, settings_of
+from clamp_ros.files import write_whole
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.record.metadata import dump_yaml
 from clamp_ros.rollout import RolloutConfig
 from clamp_ros.ros.run import subscribe
-from clamp_ros.score.results import DIED, ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, row, write_whole
+from clamp_ros.score.results import DIED, ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, row
 from clamp_ros.sim.tasks import TASKS
 
 _STARTS = 2

@@ -25,6 +25,7 @@ from clamp_ros.contract.errors import CalibrationError, ClampError
 from clamp_ros.contract.interfaces import CAMERAS, gripper_frame
 from clamp_ros.contract.robot import ARMS, joint_vector
 from clamp_ros.contract.views import WORLD_FRAME
+from clamp_ros.files import write_whole
 from clamp_ros.geometry.pinhole import Pinhole
 
 FORMAT = 1
@@ -111,7 +112,7 @@ class Session:
             if any(folder.iterdir()):
                 raise CalibrationError(f"{folder} holds something else than a session; choose a new or empty folder")
             content = {"format": FORMAT, "board": board.to_dict(), "mounts": dict(mounts)}
-            write_atomically(folder / _SESSION_FILE, json.dumps(content, indent=1) + "\n")
+            write_whole(folder / _SESSION_FILE, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
             raise CalibrationError(f"session {folder} cannot be written: {error}") from None
         return cls(folder, board, mounts)
@@ -189,13 +190,6 @@ class Session:
                         pictures)  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, ClampError) as error:
             raise CalibrationError(f"{path.name} of {self.folder} is of no use: {error}; set it aside") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content: all of it, or nothing."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def _picture_to_dict(picture: Picture) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from clamp_ros.contract.errors import ConfigError, RecordError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ
 from clamp_ros.demos.recording import DemoConfig
+from clamp_ros.files import write_whole
 from clamp_ros.sim.randomise import Randomisation
 
 Row = dict[str, Any]
@@ -47,8 +48,12 @@ class Summary:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes summary.json."""
-        (folder / _SUMMARY_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Writes summary.json.
+
+        Raises:
+            OSError: the disk refuses; it is as it was.
+        """
+        _write(folder / _SUMMARY_FILE, self.to_dict())
 
 
 def bag_path(folder: Path, task: str, seed: int) -> Path:
@@ -71,18 +76,31 @@ def locked(folder: Path) -> Iterator[TextIO]:
         yield log
 
 
+def _write(path: Path, values: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The configuration of a folder, as plain JSON values; None where there is none yet.
+
+    An empty file beside an empty log is what a full disk has left before there was anything.
 
     Raises:
         RecordError: it is damaged.
     """
+    path, log = folder / _SETTINGS_FILE, folder / _LOG_FILE
     try:
-        found = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text and not (log.exists() and log.stat().st_size):
+            return None
+        found = json.loads(text)
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise RecordError(f"{folder / _SETTINGS_FILE} is damaged: {error}") from error
+        raise RecordError(
+            f"{path} is damaged: {error}; put that of a folder made with the same settings in its place, or choose "
+            "another folder"
+        ) from error
     older = {"randomise": asdict(Randomisation()), "states_only": False, "assets": ""}  # folders do not name these
     return older | found
 
@@ -108,7 +126,7 @@ def check_settings(folder: Path, config: DemoConfig) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
     found = read_settings(folder)
     if found is None:
-        (folder / _SETTINGS_FILE).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        _write(folder / _SETTINGS_FILE, wanted)
         return
     words = differences(found, wanted)
     if words:

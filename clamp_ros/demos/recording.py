@@ -7,7 +7,8 @@ which holds until the next tick.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,15 +203,12 @@ class Demonstrator:
             states = StateRecorder(world)
             ticks = self._play(expert, states)
             return self._row(expert, ticks, lambda: states.save(bag))
-        recorder, writer = self._recorder(seed), self._writer(seed, bag)
-        try:
+        recorder = self._recorder(seed)
+        with self._writing(seed, bag) as writer:
             recorder.begin(writer)
             row = self._row(expert, self._play(expert, recorder), lambda: _finish(writer))
-        except BaseException:
-            writer.abandon()
-            raise
-        if not row["success"]:
-            writer.abandon()
+            if not row["success"]:
+                writer.abandon()
         return row
 
     def render(self, episode: Path, bag: Path) -> dict[str, Any]:
@@ -222,25 +220,22 @@ class Demonstrator:
         world = self._world
         states, actions, seed = load(episode)
         world.seed = seed
-        recorder, writer = self._recorder(seed), self._writer(seed, bag)
-        try:
-            world.set_state(states[0])
-            recorder.begin(writer)
-            for state, action in zip(states, actions, strict=False):
-                world.set_state(state)
-                recorder.observe()
-                recorder.command(action)
-            world.set_state(states[-1])
-            recorder.end()
+        recorder = self._recorder(seed)
+        with self._writing(seed, bag) as writer:
+            try:
+                world.set_state(states[0])
+                recorder.begin(writer)
+                for state, action in zip(states, actions, strict=False):
+                    world.set_state(state)
+                    recorder.observe()
+                    recorder.command(action)
+                world.set_state(states[-1])
+                recorder.end()
+            except SimulationError as error:
+                raise RecordError(f"{episode} does not fit: {error}") from error
             if not world.success():
                 raise RecordError(f"{episode} ends without success: it was made by another version; make it anew")
             size = _finish(writer)
-        except SimulationError as error:
-            writer.abandon()
-            raise RecordError(f"{episode} does not fit: {error}") from error
-        except BaseException:
-            writer.abandon()
-            raise
         return {"seed": seed, "success": True, "ticks": len(actions), "reason": "", "bytes": size}
 
     def _play(self, expert: Expert, recorder: WorldRecorder | StateRecorder) -> int:
@@ -260,6 +255,26 @@ class Demonstrator:
         if row["success"]:
             return {**row, "bytes": keep()}
         return {**row, "reason": f"ended at stage {world.task.stages[world.progress()]!r}"}
+
+    @contextmanager
+    def _writing(self, seed: int, bag: Path) -> Iterator[EpisodeWriter]:
+        """A bag that is whole, or not there: when anything fails, what was written of it is deleted.
+
+        Raises:
+            RecordError: the disk refuses.
+        """
+        writer = None
+        try:
+            writer = self._writer(seed, bag)
+            yield writer
+        except BaseException as error:
+            if writer is not None:
+                writer.abandon()
+            if isinstance(error, RecordError) and isinstance(error.__cause__, OSError):
+                raise RecordError(
+                    f"{bag} cannot be written: {error.__cause__}; make room, then run the same command again"
+                ) from error
+            raise
 
     def _writer(self, seed: int, bag: Path) -> EpisodeWriter:
         extra: dict[str, Any] = {"simulated": True}

@@ -60,7 +60,9 @@ class StateRecorder:
             partial.rename(episode)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise RecordError(f"{episode} cannot be written: {error}; make room, and go on") from error
+            raise RecordError(
+                f"{episode} cannot be written: {error}; make room, then run the same command again"
+            ) from error
         return (episode / FILE).stat().st_size
 
 

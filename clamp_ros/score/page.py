@@ -14,8 +14,9 @@ from typing import Any
 
 import clamp_ros
 from clamp_ros.contract.errors import ConfigError, RecordError
+from clamp_ros.files import write_whole
 from clamp_ros.score.plots import Line, Point, curves, intervals
-from clamp_ros.score.results import TIMEOUT, Results, Row, write_whole
+from clamp_ros.score.results import TIMEOUT, Results, Row
 from clamp_ros.score.runs import Run, comparisons, funnel, group, methods
 from clamp_ros.score.seeds import seeds_text
 from clamp_ros.score.statistics import wilson_interval

@@ -6,7 +6,6 @@ An interrupted evaluation goes on from its file, and ends in the file of one nev
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clamp_ros.contract.errors import ConfigError, RecordError
+from clamp_ros.files import write_whole
 from clamp_ros.score.seeds import seeds_text, within
 from clamp_ros.score.statistics import wilson_interval
 
@@ -293,25 +293,6 @@ def summarize(rows: Iterable[Row]) -> dict[str, Any]:
         "failures_by_furthest_stage": dict(sorted(Counter(r["stage"] for r in rows if not r["success"]).items())),
         "errors": sum(outcomes[kind] for kind in (ERROR, STALLED, DIED)),
     }
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole, or as it was before.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

@@ -11,9 +11,10 @@ import pytest
 from score_rows import episode, settings, write
 
 from clamp_ros.contract.errors import ConfigError, RecordError
+from clamp_ros.files import write_whole
 from clamp_ros.score.page import render, write_page
 from clamp_ros.score.plots import Line, Point, curves, mean_line
-from clamp_ros.score.results import ERROR, Results, Training, write_whole
+from clamp_ros.score.results import ERROR, Results, Training
 from clamp_ros.score.runs import comparisons, funnel, group, merged, methods, words
 from clamp_ros.score.statistics import Paired
 

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,13 @@ import cv2
 import numpy as np
 import pytest
 from rosbags.rosbag2 import Reader
+from score_rows import disk_that_is_full_after
 
 from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
 from clamp_ros.contract.interfaces import object_frame
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS
 from clamp_ros.demos import DemoConfig, Demonstrator, Summary, bag_path, make_demos, render_demos
+from clamp_ros.demos.folder import check_settings, read_settings
 from clamp_ros.demos.make import shard_of
 from clamp_ros.demos.merge import merge
 from clamp_ros.demos.score import attempt, read, score, table
@@ -102,7 +105,7 @@ def test_a_run_killed_and_continued_equals_one_that_was_not(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     script = tmp_path / "run.py"
     script.write_text(KILLED.format(folder=str(killed)))
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path},
                           start_new_session=True) as process:  # fmt: skip
         deadline = time.monotonic() + 120
@@ -245,6 +248,33 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
             merge([folder, folder_of(tmp_path / "b", {5: True})], tmp_path / "c")
     assert make_demos(CONFIG, 2, folder, progress=False).made == 0
     assert merge([folder, tmp_path / "b"], tmp_path / "c").to_dict()["episodes"] == 3
+
+
+def test_a_disk_that_is_full_in_mid_episode_leaves_a_folder_that_the_same_command_goes_on_with(tmp_path):
+    """By the bag's real writer, in the worker process, which the kernel lets write no file of that size."""
+    config, folder = replace(CONFIG, cameras=("front_left",)), tmp_path / "a"
+    with disk_that_is_full_after(100_000):
+        with pytest.raises(RecordError) as refused:
+            make_demos(config, 1, folder, workers=1, progress=False)
+        assert re.search(r"a/\w+_000000 cannot be written: .*; make room, then run the same", str(refused.value))
+        assert "recover" not in str(refused.value), "there is nothing to recover"
+    assert sorted(path.name for path in folder.iterdir()) == ["demos.json", "demos.jsonl", "summary.json"]
+    assert make_demos(config, 1, folder, workers=1, progress=False).made == 1
+    assert audit(bag_path(folder, config.task, 0)).ok
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_a_folder_that_counts_as_new(tmp_path):
+    with disk_that_is_full_after(0), pytest.raises(RecordError, match="make room, then run the same command again"):
+        make_demos(CONFIG, 1, tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["demos.jsonl"]
+    (tmp_path / "demos.json").touch()  # as an older version has left it
+    assert read_settings(tmp_path) is None
+    check_settings(tmp_path, CONFIG)
+    assert read_settings(tmp_path) == json.loads(json.dumps(asdict(CONFIG)))
+    (tmp_path / "demos.json").write_text("")
+    (tmp_path / "demos.jsonl").write_text("{}\n")
+    with pytest.raises(RecordError, match=r"demos\.json is damaged: .*choose another folder"):
+        read_settings(tmp_path)
 
 
 def test_a_sheet_shows_how_each_episode_starts_and_ends(bag, tmp_path):
