@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.tasks import TASK_NAMES
 from clamp_ros.verbs import VerbParser
@@ -55,6 +56,8 @@ def evaluate(words: Sequence[str]) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.task not in TASK_NAMES:  # before the artifact, which is looked for by the task's name
+        raise unknown_key(args.task, TASK_NAMES, "task")
     seeds = _eval_seeds(args)
     if args.ros and args.video is not None:
         raise ConfigError("--video films in process only; leave --ros out, or use `clamp demo`")

@@ -22,6 +22,7 @@ from clamp_ros import cli
         (["eval", "--task", "mug_on_plate", "--artifact", "/nowhere"], "no policy artifact at '/nowhere'"),
         (["eval", "--task", "mug_on_plate", "--seeds", "10-20", "15-30"], "15-30 and 10-20 overlap"),
         (["eval", "--task", "mug_on_plate", "--seeds", "10-20", "--episodes", "5"], "--seeds names 11 seeds"),
+        (["eval", "--task", "mug_on_plate_esy"], "unknown task 'mug_on_plate_esy'; did you mean 'mug_on_plate_easy'?"),
         (["eval", "--task", "mug_on_plate_eas", "--artifact", "mug_on_plate_easy"], "did you mean 'mug_on_plate_easy'"),
         (["report", "/nowhere.json"], "/nowhere.json is not a results file"),
         (["report", "."], "no results to report"),
