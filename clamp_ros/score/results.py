@@ -260,14 +260,19 @@ class Results:
             lines.append(f"  failures, by the furthest stage reached: {words}")
         if s["errors"]:
             lines.append(f"  {s['errors']} of the failures are errors; see `reason` in {self.path}")
+        lines += [f"  {warning}" for warning in self.warnings(seeds)]
         lines.append(f"  results: {self.path}")
         return "\n".join(lines)
 
     def warnings(self, seeds: Iterable[int] | None = None) -> list[str]:
-        """What speaks against citing the score: seeds, by default those played, that the policy was trained on."""
+        """What speaks against citing the score: seeds, by default those played, that the policy was trained on.
+
+        Or may have been: where its manifest names none, that is said, too.
+        """
         known = self.training.seeds
         if known is None:
-            return []
+            return [f"training seeds unknown: the manifest of {self.settings.artifact} does not name them, so these "
+                    "layouts may not be unseen"]  # fmt: skip
         seen = within(sorted(self.rows) if seeds is None else seeds, known.get(self.settings.task, ()))
         if not seen:
             return []
