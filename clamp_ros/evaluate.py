@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,19 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import clamp_ros
 from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ClampError, ConfigError, RecordError, SimulationError
 from clamp_ros.contract.robot import CONTROL_RATE_HZ
-from clamp_ros.files import write_whole
 from clamp_ros.policy.artifact import Artifact
 from clamp_ros.rollout import Rollout, RolloutConfig, artifact_cameras
 from clamp_ros.score.results import ERROR, SUCCESS, TIMEOUT, Reached, Results, Row, Settings, Training, row
+from clamp_ros.score.strip import Strip, failures_folder
 from clamp_ros.score.workers import Beat, play_in_workers
 from clamp_ros.sim.cameras import OVERVIEW_CAMERA
 from clamp_ros.sim.film import Film
@@ -43,9 +39,6 @@ IN_PROCESS, ROS = "in process", "ros"
 NOT_DONE = "not done in time"
 FILMS = ("all", "failures")
 _FILM_TICKS = 2
-_PICTURE_PX = (320, 180)
-_PICTURES = 4
-"""A failure's picture is a strip: the start, two instants on the way, and the end."""
 
 
 def open_results(artifact: Artifact, task: str, way: str, rollout: Mapping[str, Any], out: Path) -> Results:
@@ -161,7 +154,7 @@ def evaluate(
     if not missing:
         return results
     threads = max(1, (os.cpu_count() or 1) // max(1, workers))
-    job = _Job(artifact, task, rollout, watching, out.with_name(f"{out.stem}_failures"), threads)
+    job = _Job(artifact, task, rollout, watching, failures_folder(out), threads)
     make, lost = functools.partial(_player, job), functools.partial(lost_row, task)
     with closing(play_in_workers(make, missing, lost, workers=workers, stall_s=stall_s)) as rows:
         collect(results, rows, seeds, progress)
@@ -246,11 +239,8 @@ class Player:
                 reason = str(error) if isinstance(error, ClampError) else f"{type(error).__name__}: {error}"
         if ended == SUCCESS and film_path is not None and job.watching.films == "failures":
             film_path.unlink()
-        if ended != SUCCESS and job.watching.pictures:
-            path = job.pictures / f"{seed:07d}.jpg"
-            with _disk(str(path)):
-                write_whole(path, scribe.strip())
-            picture = f"{path.parent.name}/{path.name}"
+        if ended != SUCCESS and scribe.strip is not None:
+            picture = scribe.strip.save(job.pictures, seed, rollout.picture(), rollout.seconds)
         return row(
             seed, ended, rollout.world.task.stages, rollout.reached, partial_stage=rollout.world.task.partial_stage,
             seconds=rollout.seconds, reason=reason, chunks=chunks, held_ticks=held, picture=picture,
@@ -278,14 +268,17 @@ def _film(path: Path | None) -> Iterator[Film | None]:
 
 
 class _Scribe:
-    """Watches an episode: gives signs of life, films, and takes pictures for the case that it fails."""
+    """Watches an episode: gives signs of life, films, and takes pictures for the case that it fails.
+
+    Attributes:
+        strip: of these pictures; None where none are wanted.
+    """
 
     def __init__(self, rollout: Rollout, film: Film | None, beat: Beat, pictures: bool) -> None:
         self._rollout = rollout
         self._film = film
         self._beat = beat
-        self._pictures: list[NDArray[np.uint8]] | None = [] if pictures else None
-        self._every = math.ceil(rollout.world.task.max_seconds * CONTROL_RATE_HZ / (_PICTURES - 1))
+        self.strip = Strip(rollout.world.task.max_seconds) if pictures else None
 
     def watch(self) -> None:
         """At every tick.
@@ -300,18 +293,5 @@ class _Scribe:
             picture, stage = rollout.picture(), world.task.stages[world.progress()]
             with _disk("filming"):
                 self._film.add(picture, [f"{world.task.name}, seed {world.seed}: {rollout.seconds:5.2f} s, {stage}"])
-        if self._pictures is not None and tick % self._every == 0:
-            self._pictures.append(self._small())
-
-    def _small(self) -> NDArray[np.uint8]:
-        picture = cv2.resize(self._rollout.picture(), _PICTURE_PX, interpolation=cv2.INTER_AREA)
-        text = f"{self._rollout.seconds:.1f} s"
-        for color, thickness in (((20, 20, 20), 2), ((255, 255, 255), 1)):  # an outline keeps it readable on any ground
-            cv2.putText(picture, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
-        return np.asarray(picture, np.uint8)
-
-    def strip(self) -> bytes:
-        """The pictures so far and one of now, side by side, as JPEG."""
-        pictures = [*(self._pictures or [])[: _PICTURES - 1], self._small()]
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 80]
-        return cv2.imencode(".jpg", np.hstack(pictures)[..., ::-1], quality)[1].tobytes()
+        if self.strip is not None and self.strip.due(rollout.seconds):
+            self.strip.add(rollout.picture(), rollout.seconds)

@@ -24,7 +24,7 @@ from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.signals import SignalHandlerOptions
 
-from clamp_ros.bringup.up import die_with_parent
+from clamp_ros.bringup.up import deaths, die_with_parent
 from clamp_ros.contract.errors import ClampError
 from clamp_ros.contract.interfaces import POLICY_ENABLE, SIM_RESET, TASK_STATE, Service
 from clamp_ros.ros import environment, messages
@@ -133,6 +133,10 @@ class Session:
                 )
             if time.monotonic() > deadline:
                 raise SystemDiedError(f"waited {timeout_s:g} s in vain for {what}{self._tail()}")
+
+    def deaths(self) -> list[str]:
+        """The nodes that have died and were started again so far, in words: `policy_node was killed by SIGSEGV`."""
+        return deaths(self._log.read_text(errors="replace"))
 
     def _tail(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]

@@ -11,6 +11,7 @@ import ctypes
 import difflib
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -32,6 +33,7 @@ GRACE_S = 10.0
 """How long nodes may take to end after the signal, before they are killed."""
 _LAST_WORDS_S = 2.0
 _OWN_NAME = "clamp"
+_STARTED_AGAIN = re.compile(r"^\[clamp\] +(\w+ (?:was killed by|ended with exit code) -?\w+); starting it again", re.M)
 _COLORS = (36, 33, 35, 32, 34)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -73,6 +75,11 @@ def describe(arguments: Sequence[Argument]) -> str:
         lines.append(f"  {argument.name}:={argument.default or '(empty)'}")
         lines.append(f"      {argument.doc}" + (f"; one of {', '.join(argument.choices)}" if argument.choices else ""))
     return "\n".join(lines)
+
+
+def deaths(log: str) -> list[str]:
+    """The nodes that died and were started again, in words, from what a `Runner` has written to a file."""
+    return _STARTED_AGAIN.findall(log)
 
 
 def graph_name(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -77,7 +77,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         if args.ros:
             from clamp_ros.bringup.evaluate import evaluate_ros
 
-            found = evaluate_ros(artifact, args.task, seeds, begun.path, rollout=rollout)
+            found = evaluate_ros(
+                artifact, args.task, seeds, begun.path, rollout=rollout, pictures=args.pictures
+            )
         else:
             found = scoring.evaluate(
                 artifact, args.task, seeds, begun.path,

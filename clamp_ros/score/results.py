@@ -271,8 +271,8 @@ class Results:
         """
         known = self.training.seeds
         if known is None:
-            return [f"training seeds unknown: the manifest of {self.settings.artifact} does not name them, so these "
-                    "layouts may not be unseen"]  # fmt: skip
+            return [f"training seeds unknown: no manifest of {self.training.method} names them, so these layouts may "
+                    "not be unseen"]  # fmt: skip
         seen = within(sorted(self.rows) if seeds is None else seeds, known.get(self.settings.task, ()))
         if not seen:
             return []

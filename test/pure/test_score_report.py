@@ -184,10 +184,11 @@ def test_the_page_stands_by_itself_and_tells_everything(tmp_path):
     for told in (
         "85.0 %", "mean of 2 runs: 90.0, 80.0; s.d. 7.1", "9 of 10, 95 % interval 59.6 to 98.2 %", "drawer_open",
         "<script>alert(1)</script>", "<odd & bad>", "was trained on 1 of these seeds of mug_on_plate (7)",
-        "training seeds unknown: the manifest of tiny does not name them",
+        "training seeds unknown: no manifest of with names them",
         "-60.0", "0.0312", "best of 2 checkpoints", "seed 7: grasped, error", "1000000-1000009",
     ):  # fmt: skip
         assert told in page.words, told
+    assert page.words.count("no manifest of with names them") == 1, "once, however many checkpoints"
     assert html == render(group([Results.read(path) for path in [*files, results.path]]))  # and nothing of now or here
 
 

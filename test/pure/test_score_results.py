@@ -157,7 +157,7 @@ def test_seeds_that_the_policy_was_trained_on_are_named(tmp_path):
     assert warning in results.text(range(95, 105))
     unknown = Results(tmp_path / "r.json", SETTINGS, TRAINING)
     (warning,) = unknown.warnings(range(5))
-    assert warning.startswith("training seeds unknown: the manifest of tiny does not name them")
+    assert warning.startswith("training seeds unknown: no manifest of tiny names them")
     assert warning in unknown.text(range(5)) and "training seeds" not in results.text(range(100, 110))
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from tiny_artifact import build_tiny_artifact
@@ -14,7 +20,7 @@ from clamp_ros.contract.errors import ClampError
 from clamp_ros.contract.robot import CHUNK_SIZE, JOINT_NAMES, REST_POSE
 from clamp_ros.evaluate import NOT_DONE, Player, Watching
 from clamp_ros.rollout import Rollout, RolloutConfig
-from clamp_ros.score.results import DIED
+from clamp_ros.score.results import DIED, TIMEOUT
 from clamp_ros.sim.tasks import TASKS
 from clamp_ros.sim.tasks.mug_on_plate import REACHING_M
 from clamp_ros.sim.world import World
@@ -43,8 +49,56 @@ def test_a_system_that_dies_costs_one_episode_and_another_plays_the_rest(tmp_pat
     assert results.rows[8]["outcome"] == DIED
     assert "the system ended with exit code -9" in results.rows[8]["reason"]
     assert sessions[0] is sessions[1] is not sessions[2]
-    assert sorted(p.name for p in out.parent.iterdir()) == ["r.json", "r.log"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["r.json", "r.log", "r_failures"]
     assert results.settings.way == "ros"
+    for seed in (7, 9):
+        assert_strip(out.parent / results.rows[seed]["picture"], f"{seed:07d}.jpg")
+
+
+def assert_strip(path: Path, name: str) -> None:
+    """Four different pictures of a scene, side by side, as in process."""
+    assert (path.name, path.parent.name) == (name, "r_failures")
+    picture = cv2.imread(str(path))
+    assert picture is not None and picture.shape == (180, 4 * 320, 3)
+    assert all(part.std() > 5 for part in np.split(picture, 4, axis=1))
+
+
+@pytest.mark.slow
+def test_a_policy_that_dies_is_named_as_the_reason_though_it_is_started_again(tmp_path, monkeypatch):
+    artifact = build_tiny_artifact(tmp_path / "tiny").folder
+    monkeypatch.setattr(TASKS[TASK], "max_seconds", 2.0)
+    play, killed = Session.play, []
+
+    def kill_the_policy_in_the_first_episode(self, max_seconds, on_state):
+        def look(state):
+            if not killed:
+                killed.append(process_of(self, "clamp_ros.policy.policy_node"))
+                os.kill(killed[0], signal.SIGKILL)
+                self.spin_until(self.deaths, 20.0, "the log to tell of it")
+            on_state(state)
+
+        return play(self, max_seconds, look)
+
+    monkeypatch.setattr(Session, "play", kill_the_policy_in_the_first_episode)
+    results = evaluate_ros(
+        artifact, TASK, [7, 8], tmp_path / "r.json", rollout=RolloutConfig(), pictures=False, progress=False
+    )
+    first, second = results.rows[7], results.rows[8]
+    assert first["outcome"] == DIED
+    assert first["reason"] == "policy_node was killed by SIGKILL; the episode ends with it"
+    assert first["seconds"] < 1.0, "nobody waits for it"
+    assert (second["outcome"], second["reason"], second["picture"]) == (TIMEOUT, NOT_DONE, "")
+    assert not (tmp_path / "r_failures").exists()
+
+
+def process_of(session: Session, module: str) -> int:
+    """The node of that module that a session's system runs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            child = f"\nPPid:\t{session._child.pid}\n" in path.with_name("status").read_text()
+            if child and module in path.read_text().split("\0"):
+                return int(path.parent.name)
+    raise AssertionError(f"{module} does not run")
 
 
 HOVERING = {"right/shoulder": -0.2, "right/elbow": 0.9}
