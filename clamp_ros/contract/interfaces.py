@@ -129,7 +129,7 @@ TELEOP_STATUS = Topic("/teleop/status", "diagnostic_msgs/msg/DiagnosticStatus", 
 ARMS_STATUS = Topic("/arms/status", "diagnostic_msgs/msg/DiagnosticStatus", Qos.LATCHED, None, "",
                     "what the real arms do: starting, off, holding (and why), following, moving, fault; robot only")
 TASK_STATE = Topic("/sim/task_state", "std_msgs/msg/String", Qos.STATE, 10.0, "",
-                   "JSON: task, seed, time_s, success, progress (int), text (privileged); simulation only")
+                   "JSON: task, seed, time_s, success, progress (int), text (privileged); at each image, too; simulation only")
 
 TOPICS: tuple[Topic, ...] = (
     JOINT_STATES, JOINT_COMMANDS, ACTION_CHUNK, OBSERVATION, VIEWS, CLOUD, TF, TF_STATIC, CLOCK, DIAGNOSTICS, CONTROL_STATUS,

@@ -42,12 +42,10 @@ from clamp_ros.sim.cameras import DEFAULT_CAMERAS, CameraConfig, select_cameras
 from clamp_ros.sim.experts import Expert, make_expert
 from clamp_ros.sim.randomise import Randomisation, Randomiser, set_appearance
 from clamp_ros.sim.render import Renderer
-from clamp_ros.sim.simulation import START_NS
+from clamp_ros.sim.simulation import START_NS, tells_task_state
 from clamp_ros.sim.tasks import TASKS
 from clamp_ros.sim.tasks.assets import check_assets
 from clamp_ros.sim.world import World
-
-TASK_STATE_TICKS = round(CONTROL_RATE_HZ / (TASK_STATE.rate_hz or CONTROL_RATE_HZ))
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class WorldRecorder:
         if self._tick % self._image_ticks == 0:
             for camera in self._renderer.cameras.values():
                 self._write_images(camera, stamp)
-        if self._tick % TASK_STATE_TICKS == 0:
+        if tells_task_state(self._tick, self._image_ticks):
             self._write_task_state(stamp)
         self._tick += 1
 
@@ -154,7 +152,7 @@ class WorldRecorder:
     def end(self) -> None:
         """Writes the final state, after the last command."""
         self.observe()
-        if (self._tick - 1) % TASK_STATE_TICKS:
+        if not tells_task_state(self._tick - 1, self._image_ticks):
             self._write_task_state(self._stamp_ns)
 
     def _write_task_state(self, stamp: int) -> None:

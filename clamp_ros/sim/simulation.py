@@ -45,6 +45,16 @@ _TASK_STATE_TICKS = round(CONTROL_RATE_HZ / (TASK_STATE.rate_hz or CONTROL_RATE_
 Item = TypeVar("Item")
 
 
+def tells_task_state(tick: int, image_ticks: int | None) -> bool:
+    """Whether the task's state is told at a tick: at its own rate, and at every tick at which images are taken.
+
+    Args:
+        tick: control ticks since the reset.
+        image_ticks: between two images; None without cameras.
+    """
+    return tick % _TASK_STATE_TICKS == 0 or (image_ticks is not None and tick % image_ticks == 0)
+
+
 @dataclass(frozen=True)
 class SimulationConfig:
     """Parameters of the simulation."""
@@ -340,7 +350,7 @@ class Simulation:
 
     def task_state(self) -> dict[str, Any] | None:
         """The task's state, privileged, as plain JSON values, at the ticks at which it is told."""
-        if self._tick % _TASK_STATE_TICKS:
+        if not tells_task_state(self._tick, self._image_ticks if self.cameras else None):
             return None
         world = self.world
         told: dict[str, Any] = {} if self._randomiser is None else {"randomised": asdict(self._config.randomisation)}

@@ -157,6 +157,25 @@ def test_the_task_state_is_plain_and_comes_at_10_hz(simulation: Simulation) -> N
     assert state["time_s"] == pytest.approx(0.2)
 
 
+def test_the_task_state_is_told_at_every_image_besides() -> None:
+    def ticks(**changes: object) -> list[int]:
+        simulation = Simulation(SimulationConfig(**{**SMALL, **changes}))
+        try:
+            simulation.reset(5)
+            told = []
+            for tick in range(11):
+                if simulation.task_state() is not None:
+                    told.append(tick)
+                simulation.step(REST_POSE)
+        finally:
+            simulation.close()
+        return told
+
+    assert ticks(image_rate_hz=25) == [0, 2, 4, 5, 6, 8, 10]
+    assert ticks(image_rate_hz=5) == [0, 5, 10]
+    assert ticks(image_rate_hz=25, cameras=()) == [0, 5, 10], "no image, no more than its own rate"
+
+
 def test_latency_delays_publication_and_not_stamps() -> None:
     simulation = Simulation(SimulationConfig(**SMALL, image_latency_s=0.14, joint_latency_s=0.04, image_rate_hz=25))
     try:

@@ -35,7 +35,7 @@ from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode
 from clamp_ros.sim.experts import make_expert
 from clamp_ros.sim.randomise import Randomisation
-from clamp_ros.sim.simulation import START_NS
+from clamp_ros.sim.simulation import START_NS, tells_task_state
 from clamp_ros.sim.world import World
 
 CONFIG = DemoConfig("mug_on_plate_easy", cameras=("front_left", "wrist_left"), image_rate_hz=1, look="primitive")
@@ -89,6 +89,24 @@ def test_images_come_at_their_rate_with_a_pose(bag):
             frame = episode.rgbd(frames, len(frames) - 1)
             assert frame.color.std() > 5
             assert 300 < np.median(frame.depth_mm[frame.depth_mm > 0]) < 2000 or camera.startswith("wrist")
+
+
+def test_every_image_has_the_task_state_of_its_instant_as_in_the_live_simulation(tmp_path):
+    """At the highest rate; the text, which is trained on, is what the world says there."""
+    config = replace(CONFIG, cameras=("front_left",), image_rate_hz=25, randomise=Randomisation(latency=1.0))
+    assert Demonstrator(config).demonstrate(3, tmp_path / "bag")["success"]
+    world = World(CONFIG.task, look="primitive")
+    world.reset(3)
+    with Episode.open(tmp_path / "bag") as episode:
+        told, texts = dict(episode.task_state), {}
+        for tick, action in enumerate(episode.commands.positions):
+            texts[START_NS + tick * CONTROL_PERIOD_NS] = world.text()
+            world.step(action)
+        images = [stamp for stamp in episode.frames("front_left").stamps_ns.tolist() if stamp in texts]
+        assert len(images) > 100 and len(set(texts.values())) > 2
+        assert [told[stamp]["text"] for stamp in images] == [texts[stamp] for stamp in images]
+        ticks = [(stamp - START_NS) // CONTROL_PERIOD_NS for stamp, _ in episode.task_state]
+        assert ticks[:-1] == [tick for tick in range(ticks[-1]) if tells_task_state(tick, 2)]
 
 
 KILLED = """
