@@ -84,12 +84,6 @@ class ChunkExecutor:
         self.refused += 1
         return reason
 
-    def wants_chunk(self) -> bool:
-        """Whether the next chunk would be used at once; for loops that infer in step with execution."""
-        if self._mode == "temporal_ensemble" or not self._chunks:
-            return True
-        return len(self._chunks) == 1 and self.consumed >= self._execute_steps
-
     def action_at(self, now_ns: int) -> Due:
         """The action due at a control tick; call it once a tick, in order of time."""
         self._drop_unusable(now_ns)

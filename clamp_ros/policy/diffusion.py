@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clamp_ros.contract.errors import ConfigError
 
@@ -63,21 +63,6 @@ class DiffusionSchedule:
         if not 1 <= count <= self.train_steps:
             raise ConfigError(f"inference steps are {count}, expected 1 to the {self.train_steps} of training")
         return (np.arange(count, dtype=np.int64) * (self.train_steps // count))[::-1].copy()
-
-    def add_noise(self, clean: ArrayLike, noise: ArrayLike, steps: ArrayLike) -> NDArray[Any]:
-        """The forward process.
-
-        Args:
-            clean: (B, ...) samples.
-            noise: (B, ...) standard normal.
-            steps: (B,) integers in 0..train_steps-1.
-
-        Returns:
-            (B, ...) noisy samples of clean's dtype.
-        """
-        x = np.asarray(clean)
-        a = self.alpha_bar[np.asarray(steps)].reshape((-1,) + (1,) * (x.ndim - 1))
-        return (np.sqrt(a) * x + np.sqrt(1.0 - a) * np.asarray(noise)).astype(x.dtype)
 
     def predict_clean(self, noisy: NDArray[Any], noise: NDArray[Any], step: int) -> NDArray[Any]:
         """The clean sample that the predicted noise implies, clipped to +-`clip`."""

@@ -28,9 +28,7 @@ from clamp_ros.contract.interfaces import (
     depth_compressed_topic,
     depth_topic,
     gripper_frame,
-    optical_frame,
 )
-from clamp_ros.contract.observation import RgbdFrame
 from clamp_ros.contract.robot import ARMS, NUM_JOINTS
 from clamp_ros.contract.views import WORLD_FRAME
 from clamp_ros.geometry.pinhole import Pinhole
@@ -260,16 +258,6 @@ class Episode:
         if camera not in (*self.cameras, *self.color_only):
             raise RecordError(f"{self.path.name} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
         return CameraFrames(camera, self._file)
-
-    def rgbd(self, frames: CameraFrames, i: int) -> RgbdFrame:
-        """Frame i of a camera with its pose at its stamp, as the fusion takes it.
-
-        Raises:
-            TransformError: the camera's pose at that time is not in the bag.
-        """
-        stamp = int(frames.stamps_ns[i])
-        pose = self.tf.lookup(WORLD_FRAME, optical_frame(frames.camera), stamp)
-        return RgbdFrame(frames.camera, stamp, frames.color(i), frames.depth_mm(i), frames.pinhole, pose)
 
     def world_from_grippers(self, stamp_ns: int) -> dict[str, NDArray[np.float64]]:
         """(4, 4) poses of both grippers at a time.

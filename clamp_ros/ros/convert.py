@@ -184,11 +184,6 @@ def joints_from_message(message: JointState, what: str = "joint message") -> NDA
     return _reorder(message.name, message.position, what)
 
 
-def joint_velocities_from_message(message: JointState, what: str = "joint message") -> NDArray[np.float64]:
-    """(14,) velocities in contract order; raises as `joints_from_message`."""
-    return _reorder(message.name, message.velocity, f"velocity of {what}")
-
-
 def joint_efforts_from_message(message: JointState, what: str = "joint message") -> NDArray[np.float64] | None:
     """(14,) efforts in contract order, None where the message has none; raises as `joints_from_message`."""
     return _reorder(message.name, message.effort, f"effort of {what}") if len(message.effort) else None

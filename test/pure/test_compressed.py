@@ -101,7 +101,6 @@ def test_a_bag_of_compressed_images_is_read_as_a_raw_one(tmp_path, pack, kind):
         color, depth = image_at(15)
         assert np.array_equal(frames.depth_mm(3), depth), "depth is lossless"
         assert frames.color(3).shape == color.shape
-        assert episode.rgbd(frames, 3).depth_mm.shape == depth.shape
 
 
 def test_the_colours_of_a_jpeg_keep_their_places():

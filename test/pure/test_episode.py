@@ -36,6 +36,7 @@ from clamp_ros.contract.interfaces import (
     Qos,
     camera_info_topic,
     color_topic,
+    optical_frame,
 )
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS, REST_POSE
 from clamp_ros.record import messages
@@ -89,8 +90,8 @@ def test_our_reader_returns_the_values(tmp_path):
             color, depth = image_at(5 * i)
             assert np.array_equal(frames.color(i), color)
             assert np.array_equal(frames.depth_mm(i), depth)
-        frame = episode.rgbd(frames, 4)
-        assert np.allclose(frame.world_from_camera, WORLD_FROM_CAMERA, atol=1e-15)
+        pose = episode.tf.lookup("world", optical_frame(CAMERA), int(frames.stamps_ns[4]))
+        assert np.allclose(pose, WORLD_FROM_CAMERA, atol=1e-15)
         half = episode.world_from_grippers(20 * CONTROL_PERIOD_NS + CONTROL_PERIOD_NS // 2)["left"]
         assert half[0, 3] == pytest.approx(0.0205)
         with pytest.raises(FutureExtrapolationError):

@@ -22,7 +22,7 @@ from rosbags.rosbag2 import Reader
 from score_rows import disk_that_is_full_after
 
 from clamp_ros.contract.errors import ConfigError, RecordError, SimulationError
-from clamp_ros.contract.interfaces import object_frame
+from clamp_ros.contract.interfaces import object_frame, optical_frame
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS
 from clamp_ros.demos import DemoConfig, Demonstrator, Summary, bag_path, make_demos, render_demos
 from clamp_ros.demos.folder import check_settings, read_settings
@@ -86,9 +86,11 @@ def test_images_come_at_their_rate_with_a_pose(bag):
         for camera in CONFIG.cameras:
             frames = episode.frames(camera)
             assert np.array_equal(frames.stamps_ns, START_NS + np.arange(len(frames)) * 1_000_000_000)
-            frame = episode.rgbd(frames, len(frames) - 1)
-            assert frame.color.std() > 5
-            assert 300 < np.median(frame.depth_mm[frame.depth_mm > 0]) < 2000 or camera.startswith("wrist")
+            last = len(frames) - 1
+            assert frames.color(last).std() > 5
+            depth_mm = frames.depth_mm(last)
+            assert 300 < np.median(depth_mm[depth_mm > 0]) < 2000 or camera.startswith("wrist")
+            assert episode.tf.lookup("world", optical_frame(camera), int(frames.stamps_ns[last])).shape == (4, 4)
 
 
 def test_every_image_has_the_task_state_of_its_instant_as_in_the_live_simulation(tmp_path):
