@@ -11,6 +11,8 @@ from clamp_ros.contract.errors import ConfigError, RecordError
 from clamp_ros.evaluate import missing_seeds
 from clamp_ros.score.page import write_page
 from clamp_ros.score.results import DIED, SUCCESS, TIMEOUT, VERSION, Results, Training, row
+from clamp_ros.score.seeds import FIRST_SEED
+from clamp_ros.share import models_folder
 
 TRAINING = Training("tiny")
 
@@ -159,6 +161,14 @@ def test_seeds_that_the_policy_was_trained_on_are_named(tmp_path):
     (warning,) = unknown.warnings(range(5))
     assert warning.startswith("training seeds unknown: no manifest of tiny names them")
     assert warning in unknown.text(range(5)) and "training seeds" not in results.text(range(100, 110))
+
+
+def test_the_shipped_policy_names_its_training_seeds_and_is_scored_on_others(tmp_path):
+    manifest = json.loads((models_folder() / "mug_on_plate_easy" / "manifest.json").read_text())
+    training = Training.of(manifest["name"], manifest["training"])
+    results = Results(tmp_path / "r.json", settings(artifact=manifest["name"], task=manifest["task"]), training)
+    assert "was trained on 38 of these seeds" in results.warnings(range(300, 400))[0]
+    assert results.warnings(range(FIRST_SEED, FIRST_SEED + 50)) == []
 
 
 def test_what_a_manifest_tells_of_the_training():
