@@ -1,7 +1,7 @@
 """The launch files say what the graphs say, and so do `clamp up` and `clamp teleop`.
 
 launch and launch_ros come with ROS and are not on PyPI, so recording stand-ins take their place: the test is about what
-the files ask of them.
+the files ask of them. `test_launch_service` runs the real ones, where they are.
 """
 
 from __future__ import annotations
