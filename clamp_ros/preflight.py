@@ -339,8 +339,8 @@ def disk(folder: Path, needed_mb_s: float, min_free_gb: float, trial_bytes: int 
         found = f"{1e-9 * free:.1f} GB free in {folder}, less than min_free_gb {min_free_gb:g}: the recorder refuses"
         space = failed("machine", "disk space", found, f"du -sh {folder}/* | sort -h; {elsewhere}")
     else:
-        minutes = free / 1e6 / needed_mb_s / 60.0 if needed_mb_s else float("inf")
-        space = fine("machine", "disk space", f"{1e-9 * free:.0f} GB free, {minutes:.0f} minutes of raw images")
+        minutes = f", {free / 1e6 / needed_mb_s / 60.0:.0f} minutes of raw images" if needed_mb_s else ""
+        space = fine("machine", "disk space", f"{1e-9 * free:.0f} GB free{minutes}")
     if speed < needed_mb_s:
         found = f"{speed:.0f} MB/s in {folder}; the cameras send {needed_mb_s:.0f} MB/s before compression"
         return [space, failed("machine", "disk speed", found, elsewhere)]

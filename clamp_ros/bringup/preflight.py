@@ -256,8 +256,11 @@ def _machine(values: Mapping[str, str], system: _System, root: Path) -> list[Che
 def _raw_mb_s(system: _System) -> float:
     """What the cameras send: colour and depth."""
     cameras: CameraNodeConfig | None = system.configs.get("camera_node")
+    simulation: SimulationConfig | None = system.configs.get("mujoco_node")
     if cameras is not None:
         streams = [(c.width, c.height, float(c.rate_hz)) for c in cameras.settings().values()]
+    elif simulation is not None:
+        streams = [(simulation.width, simulation.height, simulation.image_rate_hz)] * len(simulation.cameras)
     elif system.artifact is not None:
         manifest = system.artifact.manifest
         streams = [(c.width, c.height, manifest.image_rate_hz) for c in manifest.cameras.values()]

@@ -243,6 +243,8 @@ def test_every_node_of_every_graph_has_its_configuration_checked(tmp_path, name,
     nodes = {node.name for node in graph.GRAPHS[name][1](given)}
     checks = preflight.preflight({**given, "leaders": "/dev/ttyDXL_nowhere"}, name=name)
     assert {check.name for check in checks if check.group == "config"} == nodes
+    (speed,) = (check.found for check in checks if check.name == "disk speed")
+    assert not speed.endswith("send 0 MB/s"), "cameras, simulated or not"
     leaders = {f"{arm} leader port" for arm in ARMS if "teleop_node" in nodes}
     assert {check.name for check in checks if check.name.endswith("leader port")} == leaders
 

@@ -137,6 +137,7 @@ def test_a_disk_is_really_written_to_and_left_as_it_was(tmp_path):
     space, speed = preflight.disk(folder, needed_mb_s=1e9, min_free_gb=1e9, trial_bytes=1 << 20)
     assert (space.verdict, speed.verdict) == (Verdict.FAILED, Verdict.FAILED)
     assert "1000000000 MB/s" in speed.found
+    assert preflight.disk(folder, needed_mb_s=0.0, min_free_gb=0.0, trial_bytes=1)[0].found.endswith(" GB free")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
