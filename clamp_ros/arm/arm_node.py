@@ -81,6 +81,7 @@ class ArmNode(Node):
         self.create_timer(1.0, self._report, clock=steady)
         self._told: set[str] = set()
         self._warn_of_latency()
+        self._warn_of_borrowed_angles()
         self._arms.start()
 
     @property
@@ -215,6 +216,15 @@ class ArmNode(Node):
         if slow:
             advice = "install config/99-aloha.rules for 1 ms"
             self._health.hold("latency", f"USB latency timer: {', '.join(slow)}; {advice}")
+
+    def _warn_of_borrowed_angles(self) -> None:
+        sides = {"left": self._config.left, "right": self._config.right}
+        borrowed = [name for name, side in sides.items() if side.borrowed]
+        if borrowed:
+            which = " and ".join(borrowed)
+            text = f"{which} gripper: the angles of the robot whose file ships; measure yours (docs/hardware.md, Arms)"
+            self._health.hold("gripper", text)
+            self.get_logger().warning(text)
 
     def close(self) -> None:
         """Ends as the parameter `at_exit` says; the motors' watchdogs then see to it that the arms stay."""

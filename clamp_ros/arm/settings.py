@@ -20,6 +20,8 @@ class Side(ABC):
     """Parameters that a follower and a leader share."""
 
     SPECS: ClassVar[tuple[MotorSpec, ...]]
+    SHIPPED_RAD: ClassVar[tuple[float, float]]
+    """The gripper's, or its handle's, angles in the file that ships: one robot's, and hardly the user's."""
 
     port: str = param("", "serial port of the arm's bus")
     ids: tuple[int, ...] = param(
@@ -37,6 +39,16 @@ class Side(ABC):
         if len(self.ids) != len(self.SPECS) or len(set(self.ids)) != len(self.ids):
             raise ConfigError(f"ids is {self.ids}, expected {len(self.SPECS)} different ones")
 
+    @property
+    @abstractmethod
+    def angles_rad(self) -> tuple[float, float]:
+        """The gripper's, or its handle's: closed, and wide open."""
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the angles are still those of the file that ships."""
+        return self.angles_rad == self.SHIPPED_RAD
+
     @abstractmethod
     def units(self) -> ArmUnits:
         """The arm's conversions, into the contract's units.
@@ -51,6 +63,7 @@ class SideConfig(Side):
     """Parameters of one follower."""
 
     SPECS: ClassVar[tuple[MotorSpec, ...]] = FOLLOWER
+    SHIPPED_RAD = (0.6197, 1.6214)
 
     gripper_touch_rad: float = param(
         0.0, "angle of the gripper's motor where the empty pads touch; calibrate it", unit="rad",
@@ -59,6 +72,11 @@ class SideConfig(Side):
     gripper_open_rad: float = param(
         0.0, "angle of the gripper's motor where it is wide open; calibrate it", unit="rad", minimum=-3.15, maximum=3.15
     )
+
+    @property
+    def angles_rad(self) -> tuple[float, float]:
+        """See `Side.angles_rad`; closed is where the empty pads touch."""
+        return self.gripper_touch_rad, self.gripper_open_rad
 
     def units(self) -> ArmUnits:
         """See `Side.units`."""
@@ -72,6 +90,7 @@ class LeaderSide(Side):
     """Parameters of one leader; its handle's map is the affine one to the follower's gripper."""
 
     SPECS: ClassVar[tuple[MotorSpec, ...]] = LEADER
+    SHIPPED_RAD = (-0.0552, 0.8298)
 
     handle_closed_rad: float = param(
         0.0, "angle of the handle's motor where it is squeezed as far as it goes: the follower grips with its full "
@@ -80,6 +99,11 @@ class LeaderSide(Side):
     handle_open_rad: float = param(
         0.0, "angle of the handle's motor where it is wide open; calibrate it", unit="rad", minimum=-3.15, maximum=3.15
     )
+
+    @property
+    def angles_rad(self) -> tuple[float, float]:
+        """See `Side.angles_rad`."""
+        return self.handle_closed_rad, self.handle_open_rad
 
     def units(self) -> ArmUnits:
         """See `Side.units`."""

@@ -103,6 +103,9 @@ class TeleopNode(Node):
         self._said: tuple[State, str] | None = None
         self._told: set[str] = set()
         self._asked: list[tuple[Future[Any], float, Service, Callable[[str], None]]] = []
+        if config.left.borrowed or config.right.borrowed:
+            text = "handles: the angles of the robot whose file ships; measure yours (docs/hardware.md, Teleoperation)"
+            self.get_logger().warning(text)
         self._targets = advertise(self, TELEOP_TARGETS)
         self._states = advertise(self, LEADER_STATES)
         self._status = advertise(self, TELEOP_STATUS)

@@ -88,6 +88,9 @@ def _checks(arm: _Arm, root: Path) -> list[Check]:
         side.units()
     except ClampError as error:
         checks.append(failed("arms", f"{name} gripper", str(error), f"ros2 topic echo /diagnostics  # {arm.angle}"))
+    if side.borrowed:
+        found = f"the angles {side.angles_rad} are those of the robot whose file ships"
+        checks.append(Check("arms", f"{name} gripper", Verdict.WARNING, found, f"measure yours  # {arm.angle}"))
     if not reachable:
         return [*checks, Check("arms", f"{name} motors", Verdict.SKIPPED, "its port cannot be opened")]
     specs = dict(zip(side.ids, side.SPECS, strict=True))

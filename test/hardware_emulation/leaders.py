@@ -34,8 +34,8 @@ if __name__ == "__main__":
 from hardware_emulation.motor import Joint, Servo
 from hardware_emulation.servos import Emulator, ServoBus
 
-HANDLE: dict[str, Any] = {"handle_closed_rad": -0.0552, "handle_open_rad": 0.8298}
-"""The handles of config/leaders.yaml."""
+HANDLE: dict[str, Any] = {"handle_closed_rad": -0.055, "handle_open_rad": 0.83}
+"""Handles like those of config/leaders.yaml."""
 HAND_TICKS_S = 800.0
 """How fast a hand moves a joint at most: 1.2 rad/s."""
 _UNITS = LeaderSide(**HANDLE).units()

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clamp_ros.arm.motion import Motion
-from clamp_ros.arm.settings import ArmsConfig, MotorConfig, SideConfig
+from clamp_ros.arm.settings import ArmsConfig, LeaderSide, MotorConfig, SideConfig
 from clamp_ros.arm.units import RAD_PER_TICK, RAD_S_PER_UNIT, ArmUnits, gripper_map, rad_from_ticks, ticks_from_rad
 from clamp_ros.contract.errors import ConfigError, ContractError
 from clamp_ros.contract.robot import ARMS, GRIPPER_CLOSED_M, LOWER_LIMITS, UPPER_LIMITS
+from clamp_ros.share import share_folder
 
 angles = st.floats(-math.pi, math.pi)
 signs = st.tuples(*[st.sampled_from((-1, 1))] * 6)
@@ -119,3 +121,16 @@ def test_the_udev_rules_name_the_default_ports_and_set_the_latency():
     config = ArmsConfig()
     assert {Path(side.port).name for side in (config.left, config.right)} <= names
     assert 'ATTR{device/latency_timer}="1"' in rules
+
+
+@pytest.mark.parametrize(("name", "node", "kind"), [
+    ("arms", "arm_node", SideConfig), ("leaders", "teleop_node", LeaderSide),
+])  # fmt: skip
+def test_the_angles_that_ship_are_known_for_another_robots(name, node, kind):
+    values = yaml.safe_load((share_folder() / f"config/{name}.yaml").read_text())[node]["ros__parameters"]
+    for arm in ARMS:
+        side = kind(**{**values[arm], "ids": tuple(values[arm]["ids"])})
+        side.units()
+        assert side.borrowed
+        measured = {key: value + 0.01 for key, value in values[arm].items() if key.endswith("open_rad")}
+        assert not kind(**{**values[arm], "ids": tuple(values[arm]["ids"]), **measured}).borrowed
