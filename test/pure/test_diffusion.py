@@ -1,4 +1,4 @@
-"""The schedule and samplers against hand-worked numbers, the papers' equations written out anew, and laws."""
+"""The schedule and samplers against hand-worked numbers and laws; see `test_diffusion_peer.py` for `diffusers`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,9 @@ from clamp_ros.contract.errors import ConfigError
 from clamp_ros.policy.diffusion import CLEAN, DiffusionSchedule, ddim_step, ddpm_step, sample
 
 
-def reference_alpha_bar(steps: int) -> list[float]:
-    """Nichol and Dhariwal's beta_t, capped at 0.999, multiplied up in plain Python, as `diffusers` does."""
-
-    def f(u: float) -> float:
-        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    products, product = [], 1.0
-    for i in range(steps):
-        product *= 1.0 - min(1.0 - f((i + 1) / steps) / f(i / steps), 0.999)
-        products.append(product)
-    return products
-
-
 @pytest.mark.parametrize("steps", [1, 2, 50, 100, 1000])
-def test_schedule_is_the_squared_cosine(steps: int) -> None:
+def test_signal_fades_step_by_step(steps: int) -> None:
     schedule = DiffusionSchedule(steps)
-    np.testing.assert_allclose(schedule.alpha_bar, reference_alpha_bar(steps), rtol=1e-12)
     assert ((schedule.alpha_bar > 0.0) & (schedule.alpha_bar < 1.0)).all()
     assert (np.diff(schedule.alpha_bar) < 0.0).all()
 
