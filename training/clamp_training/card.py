@@ -45,7 +45,8 @@ def model_card(manifest: Manifest) -> str:
         ("policy", f"{policy.get('kind', 'diffusion')}, {policy['encoder_layers']} + "
          f"{policy['decoder_layers']} layers, width {policy['width']}, "
          f"actions {policy.get('actions', 'joint')}, {parameters['policy']:,} parameters"),
-        ("encoder pretraining", f"{steps['encoders']:,} of {encoders['steps']:,} steps of {encoders['batch']}, "
+        ("encoder pretraining", f"none, fresh from seed {encoders['seed']}" if encoders["steps"] == 0 else
+         f"{steps['encoders']:,} of {encoders['steps']:,} steps of {encoders['batch']}, "
          f"learning rate {encoders['learning_rate']}, grounding weight {encoders['grounding']}, "
          f"seed {encoders['seed']}"),
         ("policy training", f"{steps['policy']:,} of {training['steps']:,} steps of {training['batch']} x "

@@ -186,6 +186,10 @@ class DiffusionConfig:
 class EncoderTraining:
     """Contrastive pretraining (Appendix C: 100k steps, batch 2048, Adam b2 0.999, cosine from 1e-4, 5% warm-up).
 
+    `steps` 0 leaves it out (Table III, row 6): the encoders are as drawn from `seed`, and only such are accepted by the
+    policy's training and the export. The paper does not say whether it then trains them with the policy; they stay
+    frozen unless `training.unfreeze` is set.
+
     `grounding` weighs an auxiliary loss that reads each object's position from the image tokens; the paper has none
     (0). Small batches carry little contrastive signal, and the positions are those of the text. `text` False trains
     image and action alone (Table III). `accumulate` computes a batch in that many parts, with the loss and gradients of
@@ -205,6 +209,10 @@ class EncoderTraining:
     bf16: bool = False
     compile: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ConfigError(f"encoders.steps is {self.steps}, expected at least 0, which leaves pretraining out")
 
 
 @dataclass(frozen=True)

@@ -367,7 +367,8 @@ def load_encoders(path: Path, experiment: Experiment) -> tuple[Encoders, dict[st
     """Pretrained encoders, frozen and in evaluation mode, and their metadata.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or of other sizes than the experiment's.
+        ArtifactError: the file is missing, damaged, of other sizes than the experiment's, or trained though the
+            experiment's pretraining is left out.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -376,4 +377,9 @@ def load_encoders(path: Path, experiment: Experiment) -> tuple[Encoders, dict[st
         raise ArtifactError(f"encoders {path} cannot be read: {error}; train them by `clamp train encoders`") from error
     model = Encoders(experiment, objects)
     metadata = checkpoint.load(path, {"encoders": model})
+    if experiment.encoders.steps == 0 and metadata["step"] > 0:
+        raise ArtifactError(
+            f"encoders.steps is 0, which is without pretraining, and {path} was pretrained for {metadata['step']} "
+            "steps; make fresh encoders by `clamp train encoders` with this experiment"
+        )
     return model.eval().requires_grad_(False), metadata
