@@ -84,7 +84,8 @@ class TextEncoderConfig:
 class RgbConfig:
     """The ResNets over colour, one a camera (paper: ResNet-50 on 848x480, ImageNet weights).
 
-    `weights` is a folder or file of a Hugging Face ResNet in safetensors; empty starts at random and says so.
+    `weights` is a folder or file of a Hugging Face ResNet in safetensors, read where a training starts from scratch;
+    empty starts at random and says so.
     `crop` is the share of each side that is kept: at random in training, about the centre on the robot (Table IV's
     random cropping; the paper's own models see the whole image).
     """

@@ -176,6 +176,8 @@ def train_policy(
     pretrained = copy.deepcopy(encoders) if settings.unfreeze else None
     torch.manual_seed(settings.seed)
     policy = new_policy(experiment)
+    if initial is None or settings.initial != "all":
+        policy.rgb.start()
     if initial is not None:
         start_from(policy, initial, settings.initial)
     share_batch_norms(policy, processes)

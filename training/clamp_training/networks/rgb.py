@@ -1,7 +1,7 @@
 """The colour backbones: one ResNet a camera, stage-four feature maps, one shared projection (paper Section III-C).
 
-The ResNet is Hugging Face's. ImageNet weights are read from a local file when the config names one (a safetensors file
-of `microsoft/resnet-50`, say); nothing is downloaded.
+The ResNet is Hugging Face's. ImageNet weights are read from a local file when a training from scratch starts and the
+config names one (a safetensors file of `microsoft/resnet-50`, say); nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
@@ -24,23 +26,42 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _load(model: ResNetModel, weights: str) -> None:
-    from safetensors.torch import load_file
+def imagenet_state(weights: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face ResNet's safetensors file, without its classifier, named as `ResNetModel` does.
 
+    Args:
+        weights: a file, or a folder holding model.safetensors.
+        wanted: the state that they are to replace.
+
+    Raises:
+        ConfigError: there is no such file, it is no safetensors file, or its tensors are not those wanted.
+    """
     path = Path(weights)
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(
             f"policy.rgb.weights is {weights!r}: no such safetensors file or folder holding model.safetensors"
         )
-    state = {key.removeprefix("resnet."): value for key, value in load_file(path).items()}
-    state = {key: value for key, value in state.items() if not key.startswith("classifier")}
-    result = model.load_state_dict(state, strict=False)
-    missing = [key for key in result.missing_keys if "num_batches_tracked" not in key]
-    if missing or result.unexpected_keys:
+    try:
+        loaded = load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"policy.rgb.weights names {path}, which is no safetensors file: {error}") from error
+    state = {key.removeprefix("resnet."): value for key, value in loaded.items() if not key.startswith("classifier")}
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in wanted]
+    sizes = [
+        f"{key} {tuple(value.shape)} in place of {tuple(wanted[key].shape)}"
+        for key, value in state.items()
+        if key in wanted and value.shape != wanted[key].shape
+    ]
+    wrong = {"missing": missing, "unexpected": unexpected, "of other sizes": sizes}
+    if any(wrong.values()):
+        found = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in wrong.items() if names)
         raise ConfigError(
-            f"{path} does not fit the ResNet: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
+            f"{path} does not fit the ResNet of policy.rgb ({found}); name a file of its embedding, hidden, depths and "
+            "layer, or set these to the file's"
         )
+    return state
 
 
 def sine_position(rows: int, columns: int, width: int) -> Tensor:
@@ -79,11 +100,7 @@ class RgbBackbones(nn.Module):
                     layer_type=config.layer,
                 )
             )
-            if config.weights:
-                _load(model, config.weights)
             self.backbones[camera] = model
-        if config.cameras and not config.weights:
-            log.warning("policy.rgb.weights is empty: the colour backbones start from random weights, not ImageNet's")
         self.project = nn.Linear(config.hidden[-1], width)
         height, width_px = config.cropped
         self.rows, self.columns = -(-height // 32), -(-width_px // 32)
@@ -91,6 +108,24 @@ class RgbBackbones(nn.Module):
         self.register_buffer("position", sine_position(self.rows, self.columns, width), persistent=False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
+
+    def start(self) -> None:
+        """Every backbone begins from the weights that the config names; without, they stay random, which is said.
+
+        For a training from scratch: what comes after it loads what it trained.
+
+        Raises:
+            ConfigError: see `imagenet_state`.
+        """
+        if not self.config.cameras:
+            return
+        if not self.config.weights:
+            log.warning("policy.rgb.weights is empty: the colour backbones start from random weights, not ImageNet's")
+            return
+        first = next(iter(self.backbones.values()))
+        state = imagenet_state(self.config.weights, first.state_dict())
+        for backbone in self.backbones.values():
+            backbone.load_state_dict(state, strict=False)
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Tokens of all cameras in the config's order; images that are not cropped yet are, about the centre."""
