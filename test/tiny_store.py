@@ -97,7 +97,7 @@ def write_store(
             **packed("rgb", [png(image) for image in rng.integers(0, 255, (rows, *RGB, 3), dtype=np.uint8)]),
             **packed("depth", depth),
         }
-        texts = [f"Move it. Objects: block at ({x:.2f}, {y:.2f}, 0.05). Progress: {t}" for t in range(rows)]
+        texts = [f"Move it. Objects: block at {x:.2f} {y:.2f} 0.05. Progress: {t}" for t in range(rows)]
         metadata = {
             "cameras": [CAMERA], "pinholes": {CAMERA: vars(_PINHOLE)}, "objects": ["block"],
             "texts": texts if text else [],

@@ -58,6 +58,25 @@ def checked_action(action: ArrayLike) -> NDArray[np.float64]:
     return targets
 
 
+def privileged_text(description: str, positions: Mapping[str, ArrayLike], progress: int) -> str:
+    """The text that encoders are pretrained on (paper Section III-A): task, objects' normalised positions, progress.
+
+    It is short, since the text encoder reads 256 tokens, which the byte tokenizer fills with 255 letters.
+
+    Args:
+        description: of the task.
+        positions: each object's (3,) in the world, metres. Scaled so that the workspace (the fusion's crop box) spans 0
+            to 1 on each axis.
+        progress: index into the task's stages.
+    """
+    low, high = np.array(_WORKSPACE.crop_min_m), np.array(_WORKSPACE.crop_max_m)
+    objects = []
+    for name, position in positions.items():
+        x, y, z = np.clip((np.asarray(position) - low) / (high - low), 0.0, 1.0)
+        objects.append(f"{name} at {x:.2f} {y:.2f} {z:.2f}")
+    return f"{description} Objects: {', '.join(objects)}. Progress: {progress}"
+
+
 class World:
     """One simulated cell.
 
@@ -187,16 +206,9 @@ class World:
         return int(self.task.progress(self.model, self.data))
 
     def text(self) -> str:
-        """The privileged text of this instant (paper Section III-A): task, objects' normalised positions, progress.
-
-        Positions are scaled so that the workspace (the fusion's crop box) spans 0 to 1 on each axis.
-        """
-        low, high = np.array(_WORKSPACE.crop_min_m), np.array(_WORKSPACE.crop_max_m)
-        objects = []
-        for name, pose in self.object_poses().items():
-            x, y, z = np.clip((pose[:3, 3] - low) / (high - low), 0.0, 1.0)
-            objects.append(f"{name} at ({x:.2f}, {y:.2f}, {z:.2f})")
-        return f"{self.task.description} Objects: {', '.join(objects)}. Progress: {self.progress()}"
+        """The privileged text of this instant; see `privileged_text`."""
+        positions = {name: pose[:3, 3] for name, pose in self.object_poses().items()}
+        return privileged_text(self.task.description, positions, self.progress())
 
     def get_state(self) -> NDArray[np.float64]:
         """Everything the future depends on, as (N,) float64: `set_state` continues from it to the bit."""

@@ -16,7 +16,6 @@ from clamp_training.networks.image import ImageEncoder, ImageTokens, patchify
 from clamp_training.networks.layers import Attention
 from clamp_training.networks.policy import DiffusionPolicy
 from clamp_training.networks.string import CayleyString, Rotator, fold
-from clamp_training.networks.text import TextEncoder, Tokenizer
 from torch.nn import functional as F
 
 from clamp_ros.contract.errors import ConfigError
@@ -24,7 +23,6 @@ from clamp_ros.contract.errors import ConfigError
 pytestmark = pytest.mark.training
 
 IMAGE = config.ImageEncoderConfig(patch=56, width=32, depth=2, heads=2, mlp=48)
-TEXT = config.TextEncoderConfig(width=32, depth=2, heads=2, mlp=48, tokens=40, vocabulary=259)
 DIFFUSION = config.DiffusionConfig()
 POLICY = config.PolicyConfig(
     width=32, heads=2, encoder_layers=1, decoder_layers=2, mlp=48, dropout=0.0,
@@ -187,24 +185,6 @@ def test_paper_sizes() -> None:
     counts = parameter_counts(config.load_experiment("clamp_paper"))
     for name, millions in PAPER_MILLIONS.items():
         assert counts[name] / 1e6 == pytest.approx(millions, rel=0.01), name
-
-
-def test_text_encoder_ignores_padding_and_reads_every_byte() -> None:
-    tokenizer, encoder = Tokenizer(TEXT), TextEncoder(TEXT).eval()
-    a = encoder(tokenizer.batch(["mug at (0.1)"]))
-    together = encoder(tokenizer.batch(["mug at (0.1)", "a much longer sentence than that"]))
-    torch.testing.assert_close(together[:1], a, atol=1e-5, rtol=1e-4)
-    assert (encoder(tokenizer.batch(["mug at (0.2)"])) - a).abs().max() > 1e-4
-
-
-def test_long_text_is_cut_and_still_ends() -> None:
-    ids = Tokenizer(TEXT).ids("x" * 100)
-    assert ids[-1] == 1 and len(ids) == 40
-
-
-def test_missing_tokenizer_file_is_a_clear_error() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.json.*downloaded beforehand"):
-        Tokenizer(dataclasses.replace(TEXT, tokenizer="nowhere.json"))
 
 
 def policy_inputs(batch: int = 3) -> tuple[ImageTokens, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:

@@ -94,7 +94,7 @@ def test_text_names_task_objects_and_progress(world: World) -> None:
     text = world.text()
     assert text.startswith(world.task.description)
     for name in world.task.objects:
-        values = re.search(rf"{name} at \((\d\.\d\d), (\d\.\d\d), (\d\.\d\d)\)", text)
+        values = re.search(rf"{name} at (\d\.\d\d) (\d\.\d\d) (\d\.\d\d)[,.]", text)
         assert values and all(0.0 <= float(value) <= 1.0 for value in values.groups())
     assert text.endswith(f"Progress: {world.progress()}")
 

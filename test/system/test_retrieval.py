@@ -53,8 +53,11 @@ def test_workspace_is_divided_evenly() -> None:
 
 
 def test_first_object_is_the_first_of_the_text() -> None:
-    text = "Put the plate away. Objects: mug at (0.10, 0.20, 0.30), plate at (0.50, 0.50, 0.00). Progress: 0"
-    assert first_object(text, ["plate", "mug"]) == "mug"
+    for text in (
+        "Put the plate away. Objects: mug at 0.10 0.20 0.30, plate at 0.50 0.50 0.00. Progress: 0",
+        "Put the plate away. Objects: mug at (0.10, 0.20, 0.30), plate at (0.50, 0.50, 0.00). Progress: 0",  # as once
+    ):
+        assert first_object(text, ["plate", "mug"]) == "mug"
     assert first_object("nothing here", ["mug"]) is None
 
 

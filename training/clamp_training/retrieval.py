@@ -49,7 +49,7 @@ def cell(position: NDArray[Any], fusion: FusionConfig) -> tuple[int, int]:
 
 def first_object(text: str, names: list[str]) -> str | None:
     """The object that a text names first; None if it names none."""
-    places = {name: text.find(f"{name} at (") for name in names}
+    places = {name: text.find(f"{name} at ") for name in names}
     named = [name for name, place in places.items() if place >= 0]
     return min(named, key=lambda name: places[name], default=None)
 
