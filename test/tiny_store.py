@@ -40,9 +40,9 @@ EXPERIMENT: dict[str, Any] = {
                 "depths": [1, 1, 1, 1], "layer": "basic"},
     },
     "diffusion": {"train_steps": 20, "sampler": "ddim", "inference_steps": 5},
-    "encoders": {"steps": 4, "batch": 8, "learning_rate": 0.001},
+    "encoders": {"steps": 4, "batch": 8, "learning_rate": 0.001, "clip_norm": 1.0},
     "training": {"steps": 4, "batch": 4, "learning_rate": 0.001, "warmup_steps": 2, "draws": 2, "ema": 0.9,
-                 "state_noise": 0.1},
+                 "state_noise": 0.1, "clip_norm": 1.0},
 }  # fmt: skip
 
 

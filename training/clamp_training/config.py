@@ -6,6 +6,7 @@ An unknown key is an error with the nearest valid name, so that a misspelt setti
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,11 @@ from clamp_ros.policy.diffusion import DiffusionSchedule
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def _check_clip_norm(where: str, value: float) -> None:
+    if not 0.0 <= value < math.inf:
+        raise ConfigError(f"{where}.clip_norm is {value}, expected a norm of gradients, or 0 for no limit")
 
 
 @dataclass(frozen=True)
@@ -194,9 +200,11 @@ class EncoderTraining:
     `grounding` weighs an auxiliary loss that reads each object's position from the image tokens; the paper has none
     (0). Small batches carry little contrastive signal, and the positions are those of the text. `text` False trains
     image and action alone (Table III). `accumulate` computes a batch in that many parts, with the loss and gradients of
-    the whole (the embeddings of all parts are computed first: Gao et al. 2021, arXiv 2101.06983). `bf16` multiplies
-    matrices in bfloat16; weights, losses and coordinates stay in float32. `compile` has torch compile the Transformer
-    blocks: a minute at the start, for runs that are long enough.
+    the whole (the embeddings of all parts are computed first: Gao et al. 2021, arXiv 2101.06983). `clip_norm` scales a
+    step's gradient down to that norm, 0 for never: the paper names no such limit; the small networks, at ten times its
+    learning rates, have 1, lest one batch out of line throw them off. `bf16` multiplies matrices in bfloat16; weights,
+    losses and coordinates stay in float32. `compile` has torch compile the Transformer blocks: a minute at the start,
+    for runs that are long enough.
     """
 
     steps: int = 100_000
@@ -207,6 +215,7 @@ class EncoderTraining:
     grounding: float = 0.0
     text: bool = True
     accumulate: int = 1
+    clip_norm: float = 0.0
     bf16: bool = False
     compile: bool = False
     seed: int = 0
@@ -214,6 +223,7 @@ class EncoderTraining:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ConfigError(f"encoders.steps is {self.steps}, expected at least 0, which leaves pretraining out")
+        _check_clip_norm("encoders", self.clip_norm)
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,8 @@ class PolicyTraining:
     the noise added to normalised proprioception. `initial` is the part of a pretrained policy that fine-tuning starts
     from: 'all', or the 'decoder' (Table IV). `cache` encodes every observation once, before training, and holds the
     tokens in memory; without it views are rendered and encoded in every step. `unfreeze` trains the encoders as well
-    (Table III). `accumulate`, `bf16` and `compile` as in EncoderTraining; batch norms see a part at a time.
+    (Table III). `accumulate`, `clip_norm`, `bf16` and `compile` as in EncoderTraining; batch norms see a part at a
+    time.
     """
 
     steps: int = 1_000_000
@@ -243,11 +254,13 @@ class PolicyTraining:
     cache: bool = True
     unfreeze: bool = False
     accumulate: int = 1
+    clip_norm: float = 0.0
     bf16: bool = False
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_clip_norm("training", self.clip_norm)
         _one_of("training.decay", self.decay, ("constant", "cosine"))
         _one_of("training.initial", self.initial, ("all", "decoder"))
         if self.unfreeze and self.cache:

@@ -183,6 +183,7 @@ class Loop:
         after_step: called with each step that was taken.
         evaluate: scalars of the held-out data; called by every process, though the first one's answer counts alone.
         save_every_s: time between checkpoints.
+        clip_norm: the norm that a step's gradient is scaled down to, 0 for no limit.
         bf16: whether matrices are multiplied in bfloat16; for the utilisation that is shown.
         loaders: threads that prepare batches.
     """
@@ -204,6 +205,7 @@ class Loop:
     after_step: Callable[[int], None] = lambda _step: None
     evaluate: Callable[[], dict[str, float]] | None = None
     save_every_s: float = 60.0
+    clip_norm: float = 0.0
     bf16: bool = False
     loaders: int = 1
 
@@ -270,9 +272,9 @@ class Loop:
         scalars = self.gradients(parts, check)
         if self.processes.sharded:
             average_whole(self.trained.parameters())
-            norm = clip_gradients(self.trained.parameters(), 1.0)
+            norm = clip_gradients(self.trained.parameters(), self.clip_norm or math.inf)
         else:
-            norm = nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.clip_norm or math.inf)
         check(norm, "gradient's norm")
         self.optimizer.step()
         self.after_step(step)

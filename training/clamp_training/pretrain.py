@@ -242,6 +242,7 @@ def pretrain(
             model, wrapped, parts, check, processes, settings.grounding, settings.bf16
         ),
         processes=processes,
+        clip_norm=settings.clip_norm,
         bf16=settings.bf16,
         loaders=loaders,
         evaluate=None if validation is None else look,

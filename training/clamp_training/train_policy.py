@@ -250,6 +250,7 @@ def train_policy(
         batch=lambda rng, samples: data.batch(rows_for_step(rng, data.rows, settings.batch), rng, samples),
         gradients=gradients,
         processes=processes,
+        clip_norm=settings.clip_norm,
         bf16=settings.bf16,
         loaders=loaders,
         after_step=after_step,
