@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -87,16 +86,75 @@ def test_p_matters_away_from_equal_coordinates() -> None:
     assert (with_p - scores(string, q, k, r_q, r_k)).abs().max() > 0.1
 
 
-def test_score_of_like_tokens_falls_with_distance() -> None:
-    """Lemma 3.2: for a query and key alike, the score decreases up to half a turn of the fastest rotation."""
-    string = CayleyString(1, 8, scale=1.0)
+LEMMA = pytest.mark.parametrize("phi", [0.05, 0.4, 0.9])
+
+
+def pair_angles(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Angles in [0, pi] between the pairs (2k, 2k + 1) of (..., d), (..., d / 2)."""
+    a, b = x.unflatten(-1, (-1, 2)), y.unflatten(-1, (-1, 2))
+    cross = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    return torch.atan2(cross.abs(), (a * b).sum(dim=-1))
+
+
+def random_pairs(*shape: int) -> torch.Tensor:
+    """Vectors whose entries are at least r = 0.2 and at most 1 from zero."""
+    return (0.2 + 0.8 * torch.rand(shape)) * (2.0 * torch.randint(2, shape) - 1.0)
+
+
+def lemma_scores(phi: float, v: torch.Tensor, w: torch.Tensor, etas: torch.Tensor) -> torch.Tensor:
+    """Scores (B, h, M) of queries P^T v and keys P^T w, (B, h, d), at r = eta r_ij, with delta(r) = eta / T.
+
+    v and w are the query and the key in the learnt coordinate system, that of P.
+    """
+    string, t = trained_string(v.shape[1], v.shape[2]), 0.7
+    r_ij, start = torch.tensor([0.03, -0.05, 0.02]), torch.tensor([0.2, 0.1, 0.3])
     with torch.no_grad():
-        string.frequencies.zero_()
-        string.frequencies[:, 0, :] = 1.0
-    q = torch.ones(1, 1, 1, 8)
-    distance = torch.linspace(0.0, math.pi, 12)
-    values = [scores(string, q, q, torch.zeros(1, 1, 3), torch.tensor([[[d, 0.0, 0.0]]])).item() for d in distance]
-    assert all(a > b for a, b in pairwise(values))
+        direction = r_ij / (t * r_ij.square().sum() * string.scale)
+        string.frequencies.copy_(direction[None, :, None].expand_as(string.frequencies))
+        back = string.orthogonal().transpose(1, 2)
+        q, k = (torch.einsum("hij,bhj->bhi", back, x)[:, :, None] for x in (v, w))
+        moved = start + (t * etas)[:, None] * r_ij  # etas are in units of T
+        keys = k.expand(-1, -1, len(etas), -1)
+        return scores(string, q, keys, start.expand(len(v), 1, 3), moved.expand(len(v), -1, -1))[:, :, 0]
+
+
+@LEMMA
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_scores_fall_with_distance_in_the_lemmas_range(phi: float, sign: float) -> None:
+    """Lemma 3.2: angles of at most phi in each pair, |eta| from 2 T phi to T (pi - phi), on either side."""
+    v = random_pairs(20, 4, 16)
+    angles = phi * (2.0 * torch.rand(20, 4, 8) - 1.0)
+    angles[0], angles[1] = phi, -phi  # the worst, all at once
+    cos, sin, size = angles.cos(), angles.sin(), 0.5 + torch.rand(20, 4, 8)
+    x, y = v[..., 0::2], v[..., 1::2]
+    w = torch.stack([size * (cos * x - sin * y), size * (sin * x + cos * y)], dim=-1).flatten(-2)
+    assert pair_angles(v, w).max() < phi + 1e-4
+    found = lemma_scores(phi, v, w, sign * torch.linspace(2.0 * phi, math.pi - phi, 25))
+    assert (found.diff(dim=-1) < 0.0).all()
+    # nearer than phi T, and farther than T (pi + phi), there are angles with which scores rise
+    against = 1 if sign > 0 else 0
+    assert (lemma_scores(phi, v, w, sign * torch.linspace(0.0, phi, 5))[against].diff(dim=-1) > 0.0).all()
+    beyond = lemma_scores(phi, v, w, sign * torch.linspace(math.pi + phi, math.pi + 2.0 * phi, 5))
+    assert (beyond.diff(dim=-1) > 0.0).all()
+
+
+@LEMMA
+def test_like_queries_and_keys_meet_the_lemmas_assumption(phi: float) -> None:
+    """The lemma's epsilon: a cosine similarity of 1 - epsilon leaves no pair's angle above phi."""
+    r, v = 0.2, random_pairs(200, 1, 16)
+    radius = v.norm(dim=-1, keepdim=True)
+    lipschitz = math.pi / (2.0 * math.sqrt(2.0) * r)  # of a pair's angle: its norm is r sqrt(2) at least
+    chord = phi / lipschitz  # = 2 R sin(arccos(1 - epsilon) / 2)
+    epsilon = 1.0 - (2.0 * (chord / (2.0 * radius)).asin()).cos()
+    aside = torch.randn_like(v)
+    aside[:50] = 0.0  # all of the difference in one pair, across it: the worst
+    aside[:50, :, 0], aside[:50, :, 1] = -v[:50, :, 1], v[:50, :, 0]
+    aside = F.normalize(aside - (aside * v).sum(dim=-1, keepdim=True) / radius.square() * v, dim=-1)
+    w = (1.0 - epsilon) * v + (1.0 - (1.0 - epsilon).square()).sqrt() * radius * aside
+    torch.testing.assert_close(F.cosine_similarity(v, w, dim=-1), 1.0 - epsilon[..., 0], atol=1e-5, rtol=0)
+    assert 0.2 * phi < pair_angles(v, w).max() <= phi
+    found = lemma_scores(phi, v, w, torch.linspace(2.0 * phi, math.pi - phi, 25))
+    assert (found.diff(dim=-1) < 0.0).all()
 
 
 def test_folding_p_changes_nothing() -> None:
