@@ -12,6 +12,7 @@ import torch
 from clamp_training import config
 from clamp_training.features import new_renderer, scenes
 from clamp_training.info import parameter_counts
+from clamp_training.networks import points
 from clamp_training.networks.act import ActPolicy
 from clamp_training.networks.build import new_policy, scene_encoder
 from clamp_training.networks.image import ImageEncoder
@@ -190,6 +191,35 @@ def test_points_are_a_set_and_padding_is_nothing() -> None:
     assert (encoder(other).tokens - token.tokens).abs().max() > 1e-3
     empty = encoder(torch.zeros(1, 30, 3))
     assert not empty.valid.any() and empty.tokens.isfinite().all()
+
+
+def test_dp3s_checkpointing_keeps_less_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In three parts, of which the last is short, and nothing but padding in the first cloud."""
+    monkeypatch.setattr(points, "_POINTS_AT_A_TIME", 400)
+    clouds = torch.cat([cloud(1000), cloud(1000)])
+    clouds[0, 800:] = 0.0
+
+    def learnt(checkpointed: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        torch.manual_seed(0)
+        encoder, kept = PointEncoder(experiment(image={"encoder": "dp3", "checkpoint": checkpointed}).image), []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            tokens = encoder(clouds).tokens
+        tokens[:, :, :8].sum().backward()
+        gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+        return tokens.detach(), gradients, sum(kept)
+
+    expected, gradients, kept = learnt(False)
+    tokens, found, less = learnt(True)
+    torch.testing.assert_close(tokens, expected)
+    assert set(found) == set(gradients) and all(value.any() for value in gradients.values())
+    for name, value in gradients.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert less < 0.05 * kept, (less, kept)
 
 
 def test_dp3_takes_the_vits_place(store: Store) -> None:

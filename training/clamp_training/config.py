@@ -38,8 +38,8 @@ class ImageEncoderConfig:
 
     `encoder` 'dp3' puts a PointNet over the cloud in its place (Table III), of layers `points` and the same width.
     `tiles` are the views that are looked at, by their place in the tile: (0, 1, 2) leaves the wrist views out.
-    `checkpoint` recomputes every layer in the backward pass in place of keeping it: a third slower, and a batch takes
-    a fraction of the memory.
+    `checkpoint` recomputes every layer, or DP3's some points at a time, in the backward pass in place of keeping it: a
+    third slower, and a batch takes a fraction of the memory.
     """
 
     encoder: str = "vit"

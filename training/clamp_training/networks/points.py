@@ -9,12 +9,17 @@ does not say how wide its last layer is: here it is that of the other embeddings
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clamp_training.config import ImageEncoderConfig
 from clamp_training.networks.image import ImageTokens
+
+_POINTS_AT_A_TIME = 16_384
+"""With `checkpoint`: so many of each cloud are computed again at a time."""
 
 
 class PointEncoder(nn.Module):
@@ -37,11 +42,20 @@ class PointEncoder(nn.Module):
 
     def forward(self, cloud: Tensor, pack: bool = False) -> ImageTokens:
         """The token (B, 1, D); `pack` is for the ViT's sake."""
+        if self.config.checkpoint and torch.is_grad_enabled():
+            parts = cloud.split(_POINTS_AT_A_TIME, dim=1)
+            largest = [cast(Tensor, checkpoint(self._largest, part, use_reentrant=False)) for part in parts]
+            features = torch.cat(largest, dim=1).amax(dim=1, keepdim=True)
+        else:
+            features = self._largest(cloud)
+        valid = (cloud != 0.0).any(dim=-1).any(dim=1, keepdim=True)
+        return ImageTokens(self.out(features), valid, torch.zeros_like(valid, dtype=torch.int64))
+
+    def _largest(self, cloud: Tensor) -> Tensor:
+        """(B, 1, C) the largest value of each feature."""
         there = (cloud != 0.0).any(dim=-1, keepdim=True)
         # after ReLU nothing is below zero, so that zeros in place of padding never are the largest
-        features = (self.each(cloud) * there).amax(dim=1, keepdim=True)
-        valid = there.any(dim=1)
-        return ImageTokens(self.out(features), valid, torch.zeros_like(valid, dtype=torch.int64))
+        return (self.each(cloud) * there).amax(dim=1, keepdim=True)
 
     def pooled(self, tokens: ImageTokens) -> Tensor:
         """The (B, D) embedding of the contrastive loss, not normalised."""
