@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,20 @@ def test_the_papers_trainings_have_no_limit_and_the_small_ones_one() -> None:
         for value in (-1.0, float("inf"), float("nan")):
             with pytest.raises(ConfigError, match=rf"{part}\.clip_norm"):
                 experiment(**{part: {"clip_norm": value}})
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_averaged_weights_are_kept_only_where_they_are_asked_for(ema: float, store: Store, tmp_path: Path) -> None:
+    """Without, the run's own weights are evaluated and exported, and training goes on as ever after a look at them."""
+    tiny = experiment(policy={"tokens": "none"}, training={"ema": ema, "warmup_steps": 1})
+    final = load_file(train_policy(tiny, store, store, None, tmp_path / "run"))
+    state = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    key = "policy/head.weight"
+    averaged = {name.removeprefix("average/"): value for name, value in state.items() if name.startswith("average/")}
+    assert bool(averaged) == (ema > 0.0)
+    torch.testing.assert_close(final[key], averaged["head.weight"] if averaged else state[key])
+    assert not averaged or not torch.equal(final[key], state[key])
+    curves = [json.loads(line) for line in (tmp_path / "run" / "scalars.jsonl").read_text().splitlines()]
+    assert sum("held_out_action_error_mrad" in row for row in curves) == tiny.training.steps
+    unseen = train_policy(tiny, store, None, None, tmp_path / "unseen")  # nothing held out
+    assert all(torch.equal(value, final[name]) for name, value in load_file(unseen).items())

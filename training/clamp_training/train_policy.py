@@ -183,29 +183,32 @@ def train_policy(
     share_batch_norms(policy, processes)
     objective = Objective(policy, encoders, settings.bf16, settings.unfreeze).to(processes.device)
     unsharded = cast(Objective, processes.unsharded(objective))
-    average = Average(objective, settings.ema)
+    average = Average(objective, settings.ema) if settings.ema > 0.0 else None
+    exported = objective if average is None else average.module
     if settings.compile:
         compile_blocks(objective)
     partly_used = encoders is None or settings.unfreeze or not experiment.policy.rgb.cameras
     frozen = [] if settings.unfreeze else list(objective.encoders.parameters())
     wrapped = processes.average_gradients(objective, partly_used, frozen)
-    if processes.sharded:
+    if processes.sharded and average is not None:
         processes.average_gradients(average.module, partly_used, frozen)
     trained = groups([p for p in objective.parameters() if p.requires_grad])
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     described = {"config": experiment.to_dict(), "encoders": encoders_path.name if encoders_path else ""}
     if initial is not None:
         described["initial"] = initial.name
-    modules: dict[str, nn.Module] = {"policy": policy, "average": average.module.policy}
+    modules: dict[str, nn.Module] = {"policy": policy}
     if settings.unfreeze:
-        modules |= {"encoders": objective.encoders, "average_encoders": average.module.encoders}
+        modules["encoders"] = objective.encoders
+    if average is not None:
+        modules["average"] = average.module.policy
+        if settings.unfreeze:
+            modules["average_encoders"] = average.module.encoders
 
     loss_name = "noise_loss" if experiment.policy.kind == "diffusion" else "act_loss"
 
     def gradients(parts: list[Part], check: Check) -> dict[str, float]:
         return {loss_name: mean_gradients(wrapped, parts, check, processes)["loss"]}
-
-    exported = average.module if settings.ema > 0.0 else objective
 
     def save_weights(path: Path, steps: int) -> None:
         record = {"step": steps, "experiment": described, "normalization": statistics(normalization)}
@@ -225,13 +228,14 @@ def train_policy(
             save_encoders(beside, trained_too, metadata["step"], metadata["experiment"], normalization)
 
     def look() -> dict[str, float]:
-        with processes.whole(average.module, unsharded) as whole:
+        with processes.whole(exported, unsharded) as whole:
             if held_out is None or whole is None:
                 return {}
             return evaluate(cast(Objective, whole), held_out)
 
     def after_step(step: int) -> None:
-        average.update(objective, step)
+        if average is not None:
+            average.update(objective, step)
         if processes.saves and keep_every and (step + 1) % keep_every == 0:
             save_weights(out / KEPT / f"policy_{step + 1:08d}.safetensors", step + 1)
 
