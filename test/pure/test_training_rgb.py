@@ -12,6 +12,7 @@ import tiny_store
 import torch
 from clamp_training import config
 from clamp_training.info import describe
+from clamp_training.networks.build import new_policy
 from clamp_training.networks.rgb import IMAGENET_MEAN, IMAGENET_STD, RgbBackbones
 from clamp_training.store import Store
 from clamp_training.train_policy import train_policy
@@ -103,6 +104,7 @@ def test_random_weights_are_said_where_a_training_starts_from_them(
 
     caplog.set_level(logging.INFO)
     describe(experiment())
+    new_policy(experiment())  # as an export begins
     assert not said()
     pretrained = train_policy(experiment(), store, None, None, tmp_path / "scratch")
     assert said()
@@ -124,6 +126,8 @@ def test_a_training_from_scratch_starts_from_the_weights_and_nothing_else_reads_
     found = load_file(pretrained)[f"policy/rgb.backbones.{tiny_store.CAMERA}.{key}"]
     torch.testing.assert_close(found, model.resnet.state_dict()[key])
     gone = experiment(tmp_path / "gone")
+    describe(gone)
+    new_policy(gone)  # as an export begins
     train_policy(gone, store, None, None, tmp_path / "tuned", pretrained)
     with pytest.raises(ConfigError, match="no such safetensors file"):
         train_policy(gone, store, None, None, tmp_path / "again")

@@ -75,7 +75,10 @@ class ActionEncoderConfig:
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """CLIP-style text tower (paper: 12 layers, 256 tokens, mT5's vocabulary). `tokenizer`: 'bytes' or a JSON file."""
+    """CLIP-style text tower (paper: 12 layers, 256 tokens, mT5's vocabulary).
+
+    `tokenizer` is 'bytes', or a `tokenizers` JSON file with mT5's end of a text, '</s>', at whatever id.
+    """
 
     width: int = 768
     depth: int = 12
