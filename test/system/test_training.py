@@ -195,7 +195,7 @@ def test_damaged_weights_are_a_clear_error(encoders: Path, tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match=r"encoders\.safetensors"):
         load_encoders(path, EXPERIMENT)
     wider = dataclasses.replace(EXPERIMENT, image=dataclasses.replace(EXPERIMENT.image, mlp=64))
-    with pytest.raises(ArtifactError, match="size mismatch"):
+    with pytest.raises(ArtifactError, match=r"image\.mlp 32, and the experiment .* has 64"):
         load_encoders(encoders, wider)
 
 

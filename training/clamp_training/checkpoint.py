@@ -137,6 +137,44 @@ def metadata(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
 
 
+def weights(path: Path, part: str) -> dict[str, Any]:
+    """What was saved beside the weights of a finished training.
+
+    Args:
+        path: of the file.
+        part: what was trained: 'policy' or 'encoders'.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or holds something else.
+    """
+    found = metadata(path)
+    with safe_open(path, framework="pt") as file:
+        parts = {key.split("/")[0] for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    if "optimizer" in parts:
+        raise ArtifactError(f"{path} is a run's checkpoint; give {part}.safetensors, which lies beside it at the end")
+    if parts != {part}:
+        raise ArtifactError(
+            f"{path} holds {', '.join(sorted(parts)) or 'nothing'}, expected {part}: give the {part}.safetensors that "
+            f"`clamp train {part}` wrote"
+        )
+    normalization(path)
+    return found
+
+
+def tensors_of(path: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of a file's part, by their names within it.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            mine = [key for key in file.keys() if key.startswith(f"{part}/")]  # noqa: SIM118 (not a mapping)
+            return {key.removeprefix(f"{part}/"): file.get_tensor(key) for key in mine}
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+
+
 def normalization(path: Path) -> Normalization:
     """The statistics that a file of trained weights was made with.
 

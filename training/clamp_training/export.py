@@ -24,6 +24,7 @@ from clamp_ros.policy.artifact import CameraSpec, DiffusionSpec, Manifest, RgbSp
 from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
+from clamp_training.agreement import check_policy, digest_of_encoders
 from clamp_training.card import model_card
 from clamp_training.config import Experiment
 from clamp_training.half import halve
@@ -231,8 +232,16 @@ def _export_full(
         if encoders_path is None:
             raise ArtifactError(f"policy.tokens is {experiment.policy.tokens!r}: give --encoders")
         encoders, pretraining = load_encoders(encoders_path, experiment)
+    metadata = checkpoint.weights(policy_path, "policy")
+    check_policy(policy_path, metadata.get("experiment", {}).get("config", {}), experiment)
+    reads = metadata.get("reads")
+    if encoders is not None and reads not in (None, digest_of_encoders(encoders.image, encoders.action)):
+        raise ArtifactError(
+            f"{policy_path} was not trained on the encoders {encoders_path}: give those it was trained on, or, where "
+            "they were trained with it (training.unfreeze), the encoders.safetensors beside it"
+        )
     policy = new_policy(experiment)
-    metadata = checkpoint.load(policy_path, {"policy": policy})
+    checkpoint.load(policy_path, {"policy": policy})
     policy = policy.eval()
     normalization = Normalization(**metadata["normalization"])
     cartesian = CartesianActions(**metadata["cartesian"]) if "cartesian" in metadata else None
@@ -344,7 +353,9 @@ def export_all(
         ArtifactError: of `export`; or two policies have seen equally many steps.
     """
     folders: dict[Path, Path] = {}
-    policies = [path for path in policies if not path.name.startswith("encoders")]  # named by `kept/*`
+    named, policies = policies, [path for path in policies if not path.name.startswith("encoders")]  # as of `kept/*`
+    if not policies:
+        raise ArtifactError(f"--policy names {', '.join(map(str, named))}: encoders, and no policy.safetensors")
     for path in policies:
         folder = out if len(policies) == 1 else out / f"{out.name}_{checkpoint.metadata(path)['step']:08d}"
         if folder in folders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from contextlib import ExitStack
@@ -12,14 +11,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
+from clamp_training.agreement import check_encoders
 from clamp_training.config import Experiment
 from clamp_training.contrastive import SigmoidLoss, blockwise, recall
 from clamp_training.features import new_renderer, scenes
@@ -368,19 +366,16 @@ def load_encoders(path: Path, experiment: Experiment) -> tuple[Encoders, dict[st
     """Pretrained encoders, frozen and in evaluation mode, and their metadata.
 
     Raises:
-        ArtifactError: the file is missing, damaged, of other sizes than the experiment's, or trained though the
-            experiment's pretraining is left out.
+        ArtifactError: the file is missing, damaged, something else, of other settings than the experiment's, or trained
+            though the experiment's pretraining is left out.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            objects = json.loads(file.metadata()["clamp"])["experiment"]["objects"]
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise ArtifactError(f"encoders {path} cannot be read: {error}; train them by `clamp train encoders`") from error
-    model = Encoders(experiment, objects)
-    metadata = checkpoint.load(path, {"encoders": model})
+    metadata = checkpoint.weights(path, "encoders")
+    check_encoders(path, metadata["experiment"].get("config", {}), experiment)
     if experiment.encoders.steps == 0 and metadata["step"] > 0:
         raise ArtifactError(
             f"encoders.steps is 0, which is without pretraining, and {path} was pretrained for {metadata['step']} "
             "steps; make fresh encoders by `clamp train encoders` with this experiment"
         )
+    model = Encoders(experiment, metadata["experiment"]["objects"])
+    checkpoint.load(path, {"encoders": model})
     return model.eval().requires_grad_(False), metadata

@@ -17,6 +17,7 @@ from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
+from clamp_training.agreement import check_initial, digest_of_encoders
 from clamp_training.config import DiffusionConfig, Experiment
 from clamp_training.loop import Check, Loop, Part, cosine_warmup, mean_gradients, rows_for_step
 from clamp_training.networks.act import ActPolicy
@@ -26,12 +27,7 @@ from clamp_training.networks.image import ImageTokens
 from clamp_training.networks.layers import compile_blocks
 from clamp_training.networks.policy import Context
 from clamp_training.policy_data import PolicyData
-from clamp_training.pretrain import (
-    Encoders,
-    load_encoders,
-    save_encoders,
-    statistics,
-)
+from clamp_training.pretrain import Encoders, load_encoders, save_encoders, statistics
 from clamp_training.processes import ALONE, Processes, moved, share_batch_norms
 from clamp_training.render import rendered
 from clamp_training.sharding import groups, local
@@ -165,6 +161,9 @@ def train_policy(
     encoders, metadata = None, {}
     if encoders_path is not None:
         encoders, metadata = load_encoders(encoders_path, experiment)
+    if initial is not None:
+        trained = checkpoint.weights(initial, "policy").get("experiment", {}).get("config", {})
+        check_initial(initial, trained, experiment)
     normalization = agreed_normalization(store, encoders_path, initial, normalization)
     cartesian = cartesian_actions(experiment, store, initial)
     tokens = None if encoders_path is None else encoders_path.with_suffix(".tokens")
@@ -173,6 +172,7 @@ def train_policy(
     if validation is not None:
         held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian, tokens)
 
+    reads = None if encoders is None else digest_of_encoders(encoders.image, encoders.action)
     pretrained = copy.deepcopy(encoders) if settings.unfreeze else None
     torch.manual_seed(settings.seed)
     policy = new_policy(experiment)
@@ -215,17 +215,22 @@ def train_policy(
         if cartesian is not None:
             record["cartesian"] = cartesian.to_dict()
         record["seeds"] = store.seed_ranges()
+        record["reads"] = reads
+        if pretrained is not None:
+            beside = path.with_name(path.name.replace("policy", "encoders"))
+            record["reads"] = save_trained_encoders(beside, pretrained)
         checkpoint.save(path, {"policy": exported.policy}, record, write=processes.first)
-        if pretrained is None:
-            return
+
+    def save_trained_encoders(path: Path, pretrained: Encoders) -> str | None:
+        """Writes the encoders, and gives their digest, on the first process."""
         with processes.whole(exported, unsharded) as whole:
             if whole is None:
-                return
+                return None
             trained_too = copy.deepcopy(pretrained)  # the run's own go on being trained
             for name, module in (("image", trained_too.image), ("action", trained_too.action)):
                 module.load_state_dict(cast(Objective, whole).encoders[name].state_dict())
-            beside = path.with_name(path.name.replace("policy", "encoders"))
-            save_encoders(beside, trained_too, metadata["step"], metadata["experiment"], normalization)
+            save_encoders(path, trained_too, metadata["step"], metadata["experiment"], normalization)
+            return digest_of_encoders(trained_too.image, trained_too.action)
 
     def look() -> dict[str, float]:
         with processes.whole(exported, unsharded) as whole:
