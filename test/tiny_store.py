@@ -74,6 +74,7 @@ def write_store(
     rows: int = 6,
     text: bool = True,
     steps: int = STEPS_PER_ROW,
+    depth: bool = True,
 ) -> Path:
     """Writes a store of one episode for every block's position (x, y) in metres; `steps` of 20 ms lie between rows."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,6 @@ def write_store(
         block = np.array([x, y, 0.05])
         time = np.arange(rows, dtype=np.float32)[:, None]
         target = np.asarray(REST_POSE, np.float32) + 0.05 * time * np.array([x, y, *[0.1] * 12], np.float32)
-        depth = [compress(_depth(block).tobytes())] * rows
         tensors = {
             "stamps_ns": np.arange(rows, dtype=np.int64) * steps * CONTROL_PERIOD_NS,
             "joint_positions": target,
@@ -95,8 +95,9 @@ def write_store(
             "world_from_gripper": np.tile(make(translation=(0.0, 0.0, 0.3)), (rows, 2, 1, 1)),
             "objects": np.tile(block.astype(np.float32), (rows, 1, 1)),
             **packed("rgb", [png(image) for image in rng.integers(0, 255, (rows, *RGB, 3), dtype=np.uint8)]),
-            **packed("depth", depth),
         }
+        if depth:
+            tensors |= packed("depth", [compress(_depth(block).tobytes())] * rows)
         texts = [f"Move it. Objects: block at {x:.2f} {y:.2f} 0.05. Progress: {t}" for t in range(rows)]
         metadata = {
             "cameras": [CAMERA], "pinholes": {CAMERA: vars(_PINHOLE)}, "objects": ["block"],

@@ -14,6 +14,7 @@ from sample_bag import make_bag as make_faulty_bag
 
 from clamp_ros.contract.errors import RecordError
 from clamp_ros.policy.preprocess import resize_rgb
+from clamp_ros.record.recover import recover
 
 store = pytest.importorskip("clamp_training.store")
 pytestmark = pytest.mark.training
@@ -33,6 +34,7 @@ def test_the_index_tells_schema_and_statistics(bags, tmp_path):
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["rows"] == len(converted) == sum(row["rows"] for row in index["episodes"])
     assert index["schema"]["actions"] == ["float32", 50, 14] and "rgb" not in index["schema"]
+    assert [(row["depth"], row["text"]) for row in index["episodes"]] == [(True, True)] * 2
     actions = converted.stacked("actions")[:, 0]
     np.testing.assert_allclose(index["statistics"]["actions"]["min"], actions.min(axis=0))
     np.testing.assert_allclose(index["statistics"]["actions"]["mean"], actions.mean(axis=0, dtype=np.float64))
@@ -48,6 +50,47 @@ def test_a_store_of_another_format_is_refused(bags, tmp_path):
     (tmp_path / "index.json").write_text(json.dumps({**index, "format": 1}))
     with pytest.raises(RecordError, match="has format 1, expected 2: convert the bags again, elsewhere"):
         store.Store([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], r"index\.json is damaged \(.*convert the bags again, elsewhere"),
+        (lambda text: text.replace('"format"', '"fromat"'), r"index\.json has no format: convert the bags again"),
+        (lambda text: text.replace('"file"', '"fiel"'), r"index\.json has no episodes\.file"),
+        (lambda text: "[]", r"index\.json has no format, cameras"),
+    ],
+)
+def test_a_damaged_index_is_a_clear_error(bags, tmp_path, damage, says):
+    store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1)
+    path = tmp_path / "index.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(RecordError, match=says):
+        store.Store([tmp_path])
+    before = path.read_text()
+    with pytest.raises(RecordError, match=says):
+        store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1)
+    assert path.read_text() == before
+
+
+def test_a_bag_that_was_not_finished_is_named_and_the_others_converted(bags, tmp_path):
+    make_bag(tmp_path / "in/whole", ticks=50)
+    for name in ("cut.partial", "moved", "discarded/cut.partial"):
+        (make_bag(tmp_path / "in" / name, ticks=50) / "metadata.yaml").unlink()
+    with pytest.raises(RecordError) as refused:
+        store.convert([tmp_path / "in"], tmp_path / "store", CAMERAS, SIZE, workers=1)
+    partial, moved = tmp_path / "in/cut.partial", tmp_path / "in/moved"
+    assert f"{partial}: was not finished (a crash or a full disk?); `clamp bag recover {partial}`" in str(refused.value)
+    assert f"rename it to moved.partial, and `clamp bag recover {moved}.partial`" in str(refused.value)
+    assert "discarded" not in str(refused.value)
+    assert store.Store([tmp_path / "store"]).bags == ["whole"]
+    with pytest.raises(RecordError, match=r"no bag .*; .*cut\.partial was not finished"):
+        store.convert([partial], tmp_path / "none", CAMERAS, SIZE, workers=1)
+    moved.rename(tmp_path / "in/moved.partial")
+    for bag in (partial, tmp_path / "in/moved.partial"):
+        recover(bag)
+    converted = store.convert([tmp_path / "in"], tmp_path / "store", CAMERAS, SIZE, workers=1)
+    assert converted.bags == ["cut", "moved", "whole"]
 
 
 def test_an_interrupted_conversion_keeps_what_was_done(bags, tmp_path, monkeypatch):
@@ -92,6 +135,8 @@ def test_a_bag_without_depth_serves_only_what_needs_none(tmp_path):
     assert converted.colors("front_left", range(len(converted))).shape == (len(converted), *SIZE, 3)
     with pytest.raises(RecordError, match="flat has no depth"):
         converted.frames(0)
+    (row,) = json.loads((tmp_path / "store/index.json").read_text())["episodes"]
+    assert row["depth"] is False and converted.has_depth == [False]
 
 
 def test_a_store_is_read_without_ros_and_without_torch(bags, tmp_path):

@@ -165,7 +165,9 @@ def _digest(encoder: SceneEncoder, experiment: Experiment, store: Store) -> str:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     for data in store.episodes:
         found.update(json.dumps([asdict(pinhole) for pinhole in data.pinholes]).encode())
-        for name in ("depth", "depth_offsets", "world_from_camera", "world_from_gripper"):
+        if data.has_depth:
+            found.update(data.images["depth"][:].data)
+        for name in ("depth_offsets", "world_from_camera", "world_from_gripper"):
             if name in data.tensors:
                 found.update(np.ascontiguousarray(data.tensors[name]).data)
     return found.hexdigest()[:32]

@@ -8,11 +8,11 @@ and should have sent.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -31,16 +30,15 @@ from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, CONTROL_PERIOD_NS
 from clamp_ros.contract.views import WORLD_FRAME, FusionConfig
 from clamp_ros.fusion.cloud import DepthFrame
 from clamp_ros.fusion.pipeline import Fusion
-from clamp_ros.geometry.pinhole import Pinhole
 from clamp_ros.policy.history import ActionHistory, StampedVectors
 from clamp_ros.policy.preprocess import Normalization, pad_cloud, resize_rgb
 from clamp_ros.record.audit import audit
 from clamp_ros.record.episode import Episode, JointSeries
+from clamp_ros.record.metadata import METADATA_FILE
+from clamp_ros.record.recover import CRASHED_SUFFIX
+from clamp_ros.record.writer import PARTIAL_SUFFIX
 from clamp_ros.score.seeds import ranges
-
-FORMAT = 2
-INDEX = "index.json"
-_PACKED = ("depth", "rgb")
+from clamp_training.episodes import FORMAT, INDEX, PACKED, EpisodeData, load_episode, read_index
 
 
 def due_actions(commands: JointSeries, stamp_ns: int) -> NDArray[np.float32]:
@@ -126,7 +124,7 @@ def convert_episode(
         save_file(tensors, temporary, metadata={"clamp": json.dumps(metadata)})
         temporary.replace(out)
         facts = {"task": episode.metadata.task, "seed": episode.metadata.seed, "bag": bag.name}
-        return {"file": out.name, "rows": len(stamps), **facts}
+        return {"file": out.name, "rows": len(stamps), **facts, "depth": not flat, "text": bool(texts)}
 
 
 def png(color: NDArray[np.uint8]) -> bytes:
@@ -155,8 +153,20 @@ def _convert_or_report(
 
 def find_bags(folders: Iterable[Path]) -> list[Path]:
     """Every finished bag (a folder with metadata.yaml) below the folders, sorted; `discarded` folders are left out."""
-    found = {m.parent for folder in folders for m in folder.rglob("metadata.yaml") if "discarded" not in m.parts}
+    found = {m.parent for folder in folders for m in folder.rglob(METADATA_FILE) if "discarded" not in m.parts}
     return sorted(found)
+
+
+def unfinished_bags(folders: Iterable[Path]) -> list[Path]:
+    """Every bag below the folders that was not finished (MCAP files without metadata.yaml), as `find_bags`."""
+    found = {m.parent for folder in folders for m in folder.rglob("*.mcap") if "discarded" not in m.parts}
+    return sorted(bag for bag in found if not (bag / METADATA_FILE).exists())
+
+
+def _unfinished(bag: Path) -> str:
+    partial = bag if bag.suffix in (PARTIAL_SUFFIX, CRASHED_SUFFIX) else bag.with_name(bag.name + PARTIAL_SUFFIX)
+    rename = "" if partial == bag else f"rename it to {partial.name}, and "
+    return f"was not finished (a crash or a full disk?); {rename}`clamp bag recover {partial}` makes it readable"
 
 
 def convert(
@@ -170,26 +180,27 @@ def convert(
     """Converts every bag below the folders; bags already in the store are skipped, so an interrupted run continues.
 
     Raises:
-        RecordError: there is no bag, two have one name, a bag is refused (all others are converted first), or the store
-            holds other cameras.
+        RecordError: there is no bag, two have one name, a bag is refused or was not finished (all others are converted
+            first), or the store is damaged or holds other cameras.
     """
     bags = find_bags(folders)
+    refused = [{"bag": str(bag), "refused": _unfinished(bag)} for bag in unfinished_bags(folders)]
     if not bags:
-        raise RecordError(f"no bag (a folder with metadata.yaml) below {', '.join(map(str, folders))}")
+        others = "".join(f"; {row['bag']} {row['refused']}" for row in refused)
+        raise RecordError(f"no bag (a folder with metadata.yaml) below {', '.join(map(str, folders))}{others}")
     twice = [name for name, count in Counter(bag.name for bag in bags).items() if count > 1]
     if twice:
         raise RecordError(f"two bags are called {twice[0]}, which is to name an episode; rename one")
     out.mkdir(parents=True, exist_ok=True)
     settings = {"format": FORMAT, "cameras": list(cameras), "rgb_size": list(rgb_size)}
     index_path = out / INDEX
-    index: dict[str, Any] = json.loads(index_path.read_text()) if index_path.exists() else {**settings, "episodes": []}
+    index: dict[str, Any] = read_index(out) if index_path.exists() else {**settings, "episodes": []}
     if {key: index[key] for key in settings} != settings:
         raise RecordError(
             f"{out} was made with {[index[k] for k in settings]}, asked for {list(settings.values())}; use a new folder"
         )
     done = {row["bag"] for row in index["episodes"]}
     jobs = [(bag, out / f"{bag.name}.safetensors") for bag in bags if bag.name not in done]
-    refused = []
 
     def save() -> None:
         index["episodes"].sort(key=lambda row: row["bag"])
@@ -214,7 +225,7 @@ def _described(store: Store) -> dict[str, Any]:
     """What the index tells of its rows: each tensor's dtype and shape but for the rows, and the numbers' statistics."""
     first = store.episodes[0].tensors
     schema = {
-        name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in first.items() if not name.startswith(_PACKED)
+        name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in first.items() if not name.startswith(PACKED)
     }
     found = {"joint_positions": store.stacked("joint_positions"), "actions": store.stacked("actions")[:, 0]}
     statistics = {
@@ -225,29 +236,12 @@ def _described(store: Store) -> dict[str, Any]:
     return {"rows": len(store), "schema": schema, "statistics": statistics}
 
 
-@dataclass(frozen=True)
-class _EpisodeData:
-    tensors: dict[str, NDArray[Any]]
-    pinholes: list[Pinhole]
-    objects: list[str]
-    texts: list[str]
-
-
-def _load_episode(path: Path, cameras: Sequence[str]) -> _EpisodeData:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = json.loads(file.metadata()["clamp"])
-    except (OSError, SafetensorError, KeyError) as error:
-        raise RecordError(
-            f"{path} is missing or damaged ({error}); delete its row of {INDEX} and convert again"
-        ) from error
-    pinholes = [Pinhole(**metadata["pinholes"][camera]) for camera in cameras]
-    return _EpisodeData(tensors, pinholes, metadata["objects"], metadata["texts"])
-
-
 class Store:
-    """Random access to the rows of one or more stores. Episodes are held in memory, their images compressed.
+    """Random access to the rows of one or more stores.
+
+    Numbers, 7 kB a row, are held in memory, by every process of a run. Images stay in their files, of which the
+    operating system keeps as much as there is room for, once for all processes; where not all fit, the disk must keep
+    up with what the training reads at random.
 
     Args:
         folders: made by `convert`, all with the same cameras and colour size.
@@ -258,34 +252,30 @@ class Store:
     """
 
     def __init__(self, folders: Sequence[Path], part: slice | None = None) -> None:
-        self.episodes: list[_EpisodeData] = []
+        self.episodes: list[EpisodeData] = []
         self.bags: list[str] = []
         self.tasks: list[str] = []
         self.seeds: list[int | None] = []
+        self.has_depth: list[bool] = []
+        self.has_text: list[bool] = []
         self.cameras: tuple[str, ...] = ()
+        self.rgb_size: tuple[int, ...] = ()
         made_with: dict[str, Any] = {}
         for folder in folders:
-            try:
-                index = json.loads((folder / INDEX).read_text())
-            except FileNotFoundError:
-                raise RecordError(
-                    f"{folder} is not a training store: no {INDEX}; make it by `clamp train convert`"
-                ) from None
-            settings = {key: index[key] for key in ("format", "cameras", "rgb_size")}
-            if settings["format"] != FORMAT:
-                raise RecordError(
-                    f"{folder} has format {settings['format']}, expected {FORMAT}: convert the bags again, elsewhere"
-                )
+            index = read_index(folder)
+            settings = {key: index[key] for key in ("cameras", "rgb_size")}
             if made_with and settings != made_with:
                 raise RecordError(
                     f"{folder} was made with {settings}, {folders[0]} with {made_with}; convert them alike"
                 )
-            made_with, self.cameras = settings, tuple(index["cameras"])
+            made_with, self.cameras, self.rgb_size = settings, tuple(index["cameras"]), tuple(index["rgb_size"])
             for row in index["episodes"][part or slice(None)]:
-                self.episodes.append(_load_episode(folder / row["file"], self.cameras))
+                self.episodes.append(load_episode(folder / row["file"], self.cameras))
                 self.bags.append(row["bag"])
                 self.tasks.append(row["task"])
                 self.seeds.append(row.get("seed"))
+                self.has_depth.append(row.get("depth", self.episodes[-1].has_depth))
+                self.has_text.append(row.get("text", bool(self.episodes[-1].texts)))
         self.rows = [(e, t) for e, data in enumerate(self.episodes) for t in range(len(data.tensors["stamps_ns"]))]
         """(episode, time) of every row."""
 
@@ -298,6 +288,18 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others: how many there are, and a digest of numbers, texts and sizes of images."""
+        found = hashlib.sha256(json.dumps([self.cameras, self.rgb_size, self.bags, self.tasks]).encode())
+        for data in self.episodes:
+            found.update(json.dumps([vars(pinhole) for pinhole in data.pinholes]).encode())
+            found.update(json.dumps([data.objects, data.texts]).encode())
+            for name, tensor in sorted(data.tensors.items()):
+                if name != "history":  # of the commands that the actions are of, too
+                    found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+                    found.update(np.ascontiguousarray(tensor).data)
+        return {"episodes": len(self.episodes), "rows": len(self), "sha256": found.hexdigest()}
 
     def seed_ranges(self) -> dict[str, list[tuple[int, int]]] | None:
         """Task to the ranges of its episodes' seeds, for whoever scores a policy; None if an episode's is not known."""
@@ -323,21 +325,15 @@ class Store:
         """
         e, t = self.rows[row]
         data = self.episodes[e]
-        if "depth" not in data.tensors:
+        if not data.has_depth:
             raise RecordError(f"{self.bags[e]} has no depth: only policy.tokens 'none' trains without")
         out = []
         decompress = zstandard.ZstdDecompressor().decompress  # one serves one thread
         for c, pinhole in enumerate(data.pinholes):
-            raw = decompress(self._packed(row, c, "depth").tobytes())
+            raw = decompress(data.image("depth", t * len(self.cameras) + c).data)
             depth = np.frombuffer(raw, np.uint16).reshape(pinhole.height, pinhole.width)
             out.append(DepthFrame(depth, pinhole, data.tensors["world_from_camera"][t, c]))
         return out
-
-    def _packed(self, row: int, camera: int, name: str) -> NDArray[np.uint8]:
-        e, t = self.rows[row]
-        tensors, i = self.episodes[e].tensors, t * len(self.cameras) + camera
-        start, stop = tensors[f"{name}_offsets"][i : i + 2]
-        return tensors[name][start:stop]
 
     def colors(self, camera: str, rows: Iterable[int]) -> NDArray[np.uint8]:
         """(B, h, w, 3) RGB of a camera at some rows, of the size that the store was made with.
@@ -347,9 +343,10 @@ class Store:
         """
         c, images = self.cameras.index(camera), []
         for row in rows:
-            image = cv2.imdecode(self._packed(int(row), c, "rgb"), cv2.IMREAD_COLOR)
+            e, t = self.rows[int(row)]
+            image = cv2.imdecode(self.episodes[e].image("rgb", t * len(self.cameras) + c), cv2.IMREAD_COLOR)
             if image is None:
-                raise RecordError(f"{self.bags[self.rows[row][0]]} has a damaged colour image; convert the bag again")
+                raise RecordError(f"{self.bags[e]} has a damaged colour image; convert the bag again")
             images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         return np.stack(images)
 
