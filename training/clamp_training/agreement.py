@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clamp_ros.contract.errors import ArtifactError
+from clamp_ros.contract.errors import ArtifactError, ConfigError, RecordError
+from clamp_ros.policy.preprocess import Normalization
 from clamp_training.config import Experiment
+from clamp_training.store import Store
 
 _DECODER = ("kind", "actions", "width", "heads", "mlp", "decoder_layers")
 
@@ -88,6 +90,41 @@ def check_policy(path: Path, trained: Mapping[str, Any], experiment: Experiment)
     _refuse(path, compared(trained), compared(_plain(experiment)), experiment, "policy")
 
 
+def check_store(store: Store, experiment: Experiment, depth: bool, text: bool = False) -> None:
+    """Refuses a store that was not converted for an experiment.
+
+    Args:
+        store: training or held-out episodes.
+        experiment: that reads it.
+        depth, text: whether every episode's depth, or privileged text, is needed.
+
+    Raises:
+        ConfigError: it has other cameras, or colour images of another size.
+        RecordError: an episode came without what is needed.
+    """
+    again = f"convert the bags again, elsewhere, by `clamp train convert --experiment {experiment.name}`"
+    if sorted(store.cameras) != sorted(experiment.cameras):  # each is found by its name
+        raise ConfigError(
+            f"the store has the cameras {', '.join(store.cameras)}, the experiment {experiment.name!r} fuses "
+            f"{', '.join(experiment.cameras)}; {again}"
+        )
+    rgb = experiment.policy.rgb
+    if rgb.cameras and store.rgb_size != (rgb.height, rgb.width):
+        raise ConfigError(
+            f"the store's colour images are {' x '.join(map(str, store.rgb_size))} pixels high and wide, policy.rgb of "
+            f"the experiment {experiment.name!r} is {rgb.height} x {rgb.width}; {again}"
+        )
+    for needed, has, what, mend in (
+        (depth, store.has_depth, "depth", "only policy.tokens 'none' trains without: give a store of the others"),
+        (text, store.has_text, "privileged text", "set encoders.text: false, or give a store of simulated bags"),
+    ):
+        lacking = [bag for bag, has_it in zip(store.bags, has, strict=True) if not has_it]
+        if needed and lacking:
+            named = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+            counts = f"{len(lacking)} of the store's {len(store.bags)} episodes"
+            raise RecordError(f"{counts} have no {what} ({named}); {mend}")
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors in hexadecimal, whatever file they lie in."""
     found = hashlib.sha256()
@@ -101,6 +138,11 @@ def digest_of_encoders(image: nn.Module, action: nn.Module) -> str:
     """Digest of the encoders that a policy reads."""
     parts = (("image", image), ("action", action))
     return digest({f"{name}/{key}": x for name, module in parts for key, x in module.state_dict().items()})
+
+
+def digest_of_statistics(normalization: Normalization) -> str:
+    """Digest of the statistics that joints and actions are scaled by."""
+    return digest({key: torch.tensor(value) for key, value in vars(normalization).items()})
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training.sharding import gathered, like
 
+_INPUTS = {"encoders": "encoders", "initial": "weights to start from", "normalization": "statistics"}
+"""What a run reads beside its store, in words."""
+
 
 def seed_torch(*key: int) -> None:
     """Seeds torch's global generators (dropout) for a part of a step, by the run's seed, the step and the part."""
@@ -110,18 +113,44 @@ def resume(
 ) -> int:
     """The step to go on from: 0 without a checkpoint.
 
+    Args:
+        path: of the checkpoint.
+        experiment: what the run is, as plain values; `inputs` in it tells what it reads, by name.
+        modules, optimizer: to load into.
+
     Raises:
-        ConfigError: the checkpoint was made by another experiment.
+        ConfigError: the checkpoint was made by another experiment, or from other inputs.
         ArtifactError: it cannot be loaded.
     """
     if not path.exists():
         return 0
-    metadata = load(path, modules, optimizer)
-    before, now = metadata["experiment"], json.loads(json.dumps(experiment))
-    if before != now:
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    record = metadata(path)
+    before, now = record["experiment"], json.loads(json.dumps(experiment))
+    changed = sorted(key for key in {*before, *now} - {"inputs"} if before.get(key) != now.get(key))
+    if changed:
         raise ConfigError(f"{path} was made with other settings of {changed}; choose another --out, or restore them")
-    return int(metadata["step"])
+    _check_inputs(path, before.get("inputs", {}), now.get("inputs", {}))
+    load(path, modules, optimizer)
+    return int(record["step"])
+
+
+def _check_inputs(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with other inputs; what a checkpoint does not tell, as an older one, is taken to be right."""
+    changed = sorted(key for key in before if key in now and before[key] != now[key])
+    if not changed:
+        return
+    if "store" not in changed:
+        what = f"other {' and '.join(_INPUTS[key] for key in changed)}"
+    else:
+        then, is_now = ({key: x["store"][key] for key in ("episodes", "rows")} for x in (before, now))
+        counts = f"{then['episodes']} episodes of {then['rows']} rows, and now {is_now['episodes']} of {is_now['rows']}"
+        if then == is_now:
+            what = "another store, or another order of stores"
+        elif is_now["rows"] > then["rows"]:
+            what = f"a store that has grown since, or another --held-out: {counts}"
+        else:
+            what = f"another store or --held-out: {counts}"
+    raise ConfigError(f"{path} was made with {what}; choose another --out, or give what it was made with")
 
 
 def metadata(path: Path) -> dict[str, Any]:

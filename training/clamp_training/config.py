@@ -18,6 +18,7 @@ from clamp_ros.contract.config import unknown_key
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.robot import CHUNK_SIZE
 from clamp_ros.contract.views import NUM_VIEWS, FusionConfig
+from clamp_ros.policy.artifact import DiffusionSpec
 from clamp_ros.policy.cartesian import ACTION_SPACES
 from clamp_ros.policy.diffusion import DiffusionSchedule
 
@@ -186,6 +187,11 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _one_of("diffusion.parametrization", self.parametrization, ("epsilon", "velocity"))
+        self.spec()
+
+    def spec(self) -> DiffusionSpec:
+        """What the manifest says of it, checked as on the robot."""
+        return DiffusionSpec(**{key: value for key, value in vars(self).items() if key != "parametrization"})
 
     def noise_schedule(self) -> DiffusionSchedule:
         """The schedule that training and the robot share."""

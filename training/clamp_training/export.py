@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.contract.observation import Observation
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
-from clamp_ros.policy.artifact import CameraSpec, DiffusionSpec, Manifest, RgbSpec, write_manifest
+from clamp_ros.policy.artifact import CameraSpec, Manifest, RgbSpec, write_manifest
 from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
-from clamp_training.agreement import check_policy, digest_of_encoders
+from clamp_training.agreement import check_policy, check_store, digest_of_encoders
 from clamp_training.card import model_card
 from clamp_training.config import Experiment
 from clamp_training.half import halve
@@ -191,6 +191,7 @@ def export(
 
     Raises:
         ArtifactError: weights do not fit the experiment, an ONNX file differs from torch, or float16 from float32.
+        ConfigError: the store does not fit the experiment.
     """
     if precision == "fp32":
         return _export_full(experiment, encoders_path, policy_path, store, out, training)[0]
@@ -204,7 +205,7 @@ def export(
 
 def _example(experiment: Experiment, store: Store) -> Observation:
     """The first observation of a store; without depth, which a policy of such a store does not read, empty views."""
-    cameras, seen = experiment.policy.rgb.cameras, "depth" in store.episodes[0].tensors
+    cameras, seen = experiment.policy.rgb.cameras, store.episodes[0].has_depth
     fusion = new_fusion(experiment.fusion)
     return Observation(
         stamp_ns=0,
@@ -227,6 +228,7 @@ def _export_full(
     """Writes an artifact folder in float32; returns its manifest, and example inputs of each ONNX file."""
     for name in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    check_store(store, experiment, depth=False)
     encoders, pretraining = None, {"step": 0}
     if experiment.policy.tokens != "none":
         if encoders_path is None:
@@ -290,10 +292,7 @@ def _export_full(
         examples["decode"] = _export(DecodeGraph(policy), memory, out / "decode.onnx", names, ["actions"])
     else:
         examples["denoise"] = _export_denoiser(policy, memory, out / "denoise.onnx")
-    sampling = None
-    if experiment.policy.kind == "diffusion":
-        kept = {key: value for key, value in vars(experiment.diffusion).items() if key != "parametrization"}
-        sampling = DiffusionSpec(**kept)
+    sampling = experiment.diffusion.spec() if experiment.policy.kind == "diffusion" else None
     pinholes = dict(zip(store.cameras, store.episodes[0].pinholes, strict=True))
     parameters = {
         "image_encoder": count_parameters(encoders.image) if encoders else 0,

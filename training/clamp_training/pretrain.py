@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
-from clamp_training.agreement import check_encoders
+from clamp_training.agreement import check_encoders, check_store, digest_of_statistics
 from clamp_training.config import Experiment
 from clamp_training.contrastive import SigmoidLoss, blockwise, recall
 from clamp_training.features import new_renderer, scenes
@@ -176,10 +176,15 @@ def pretrain(
     Ctrl-C ends it after the step: the weights so far are written, and the same command goes on.
 
     Raises:
-        ConfigError: the checkpoint belongs to other settings, or the batch cannot be shared out.
+        ConfigError: the store or the checkpoint belongs to other settings, the checkpoint to another store or other
+            statistics, or the batch cannot be shared out.
+        RecordError: an episode has no depth, or no text where it is trained.
         NonFiniteLossError: the loss is not finite.
     """
     settings = experiment.encoders
+    for data in (store, validation):
+        if data is not None:
+            check_store(data, experiment, depth=True, text=settings.text)
     normalization = normalization or store.normalization()
     objects = sorted({name for data in store.episodes for name in data.objects})
     torch.manual_seed(settings.seed)
@@ -190,7 +195,8 @@ def pretrain(
     wrapped = processes.average_gradients(model, partly_used=False)
     trained = groups(list(model.parameters()))
     optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, betas=(0.9, settings.beta2))
-    described = {"config": settings_of_encoders(experiment), "objects": objects}
+    inputs = {"store": store.identity(), "normalization": digest_of_statistics(normalization)}
+    described = {"config": settings_of_encoders(experiment), "objects": objects, "inputs": inputs}
     tokenizer = Tokenizer(experiment.text)
     if settings.text:
         warn_of_cut_text(store, tokenizer)

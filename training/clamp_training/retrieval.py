@@ -19,6 +19,7 @@ from clamp_ros.contract.errors import RecordError
 from clamp_ros.contract.robot import CONTROL_PERIOD_NS
 from clamp_ros.contract.views import FusionConfig
 from clamp_ros.policy.preprocess import Normalization
+from clamp_training.agreement import check_store
 from clamp_training.config import Experiment
 from clamp_training.contrastive import recall
 from clamp_training.pretrain import embed, load_encoders
@@ -90,8 +91,10 @@ def score(
 
     Raises:
         ArtifactError: the encoders cannot be read, or do not fit the experiment.
-        RecordError: the episodes have no text.
+        ConfigError: the store does not fit the experiment.
+        RecordError: the episodes have no depth or no text.
     """
+    check_store(store, experiment, depth=True)
     model, metadata = load_encoders(encoders, experiment)
     model.to(device or torch.device("cpu"))
     rows = select(store, experiment.fusion)

@@ -17,7 +17,13 @@ from clamp_ros.policy.cartesian import CartesianActions
 from clamp_ros.policy.diffusion import sample
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
-from clamp_training.agreement import check_initial, digest_of_encoders
+from clamp_training.agreement import (
+    check_initial,
+    check_store,
+    digest,
+    digest_of_encoders,
+    digest_of_statistics,
+)
 from clamp_training.config import DiffusionConfig, Experiment
 from clamp_training.loop import Check, Loop, Part, cosine_warmup, mean_gradients, rows_for_step
 from clamp_training.networks.act import ActPolicy
@@ -149,7 +155,9 @@ def train_policy(
         loaders: threads that prepare batches.
 
     Raises:
-        ArtifactError, ConfigError: encoders, initial policy or checkpoint do not fit the experiment, or each other.
+        ArtifactError, ConfigError: store, encoders, initial policy or checkpoint do not fit the experiment, or each
+            other; the checkpoint is of other data or weights.
+        RecordError: an episode has no depth, for encoders to read.
         NonFiniteLossError: the loss is not finite.
     """
     settings = experiment.training
@@ -158,6 +166,9 @@ def train_policy(
             f"policy.tokens is {experiment.policy.tokens!r} and --encoders is {encoders_path}: a policy that reads "
             "CLAMP tokens needs encoders, and one that reads 'none' takes none"
         )
+    for data in (store, validation):
+        if data is not None:
+            check_store(data, experiment, depth=encoders_path is not None)
     encoders, metadata = None, {}
     if encoders_path is not None:
         encoders, metadata = load_encoders(encoders_path, experiment)
@@ -195,8 +206,13 @@ def train_policy(
     trained = groups([p for p in objective.parameters() if p.requires_grad])
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     described = {"config": experiment.to_dict(), "encoders": encoders_path.name if encoders_path else ""}
+    inputs = {"store": store.identity(), "normalization": digest_of_statistics(normalization)}
+    if reads is not None:
+        inputs["encoders"] = reads
     if initial is not None:
         described["initial"] = initial.name
+        inputs["initial"] = digest(checkpoint.tensors_of(initial, "policy"))
+    described["inputs"] = inputs
     modules: dict[str, nn.Module] = {"policy": policy}
     if settings.unfreeze:
         modules["encoders"] = objective.encoders
@@ -302,10 +318,11 @@ def cartesian_actions(experiment: Experiment, store: Store, initial: Path | None
     """
     space = experiment.policy.actions
     if initial is not None:
-        found = checkpoint.metadata(initial)
-        if (before := found["experiment"]["config"]["policy"].get("actions", "joint")) != space:
-            raise ArtifactError(f"{initial} acts in {before!r}, policy.actions is {space!r}; pretrain it anew")
-        return CartesianActions(**found["cartesian"]) if "cartesian" in found else None
+        found = checkpoint.metadata(initial).get("cartesian")
+        if (found is None) != (space == "joint"):
+            acts = "joint targets" if found is None else "poses of the grippers"
+            raise ArtifactError(f"{initial} acts in {acts}, policy.actions is {space!r}; pretrain it anew")
+        return None if found is None else CartesianActions(**found)
     if space == "joint":
         return None
     actions, joints = store.stacked("actions"), store.stacked("joint_positions")
