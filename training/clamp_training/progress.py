@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Logs scalars of a run to `folder` and draws them at the end; a context manager around the training loop."""
+    """Logs scalars of a run to `folder` and draws them at the end; a context manager around the training loop.
+
+    What a run that was killed had logged after its last checkpoint is dropped, and logged anew as it goes on. Means are
+    over the same steps whether or not it was killed, but for the one that its checkpoint fell into.
+    """
 
     def __init__(self, folder: Path, first_step: int, steps: int, samples_per_step: int, description: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -19,7 +24,9 @@ class Progress:
         self._samples = samples_per_step
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, desc=description, unit="step", smoothing=0.05)
-        self._file = (folder / "scalars.jsonl").open("a", buffering=1)
+        self._path = folder / "scalars.jsonl"
+        self._keep(first_step)
+        self._file = self._path.open("a", buffering=1)
         self._sums: dict[str, float] = {}
         self._count = 0
         self._last = first_step
@@ -35,17 +42,31 @@ class Progress:
         self.draw()
 
     def step(self, step: int, scalars: dict[str, float], every: int = 20) -> None:
-        """One training step's scalars; means over `every` steps are written."""
+        """One training step's scalars; means over `every` steps are written at multiples of it."""
         self._bar.update(1)
         self._count += 1
         self._last = step
         for key, value in scalars.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
-        if self._count == every:
+        if (step + 1) % every == 0:
             rate = self._bar.format_dict["rate"] or 0.0
             means = {key: f"{value / self._count:.4f}" for key, value in self._sums.items()}
             self._bar.set_postfix({**means, "samples_per_s": f"{rate * self._samples:.0f}"})
             self._flush()
+
+    def _keep(self, first_step: int) -> None:
+        """Drops the rows of steps that are to come, and a line that was cut."""
+        if not self._path.exists():
+            return
+        rows, kept = self._path.read_text().splitlines(keepends=True), []
+        for row in rows:
+            with contextlib.suppress(ValueError):
+                if json.loads(row)["step"] < first_step:
+                    kept.append(row)
+        if kept != rows:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(self._path)
 
     def _flush(self) -> None:
         if self._count:
@@ -66,7 +87,7 @@ class Progress:
         from matplotlib import pyplot as plt
 
         series: dict[str, dict[int, float]] = {}
-        for line in (self.folder / "scalars.jsonl").read_text().splitlines():
+        for line in self._path.read_text().splitlines():
             row = json.loads(line)
             for key, value in row.items():
                 if key != "step":
