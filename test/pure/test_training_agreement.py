@@ -105,7 +105,7 @@ def test_encoders_of_other_settings_are_refused(changes: dict[str, Any], says: s
         {"name": "other", "task": "other", "policy": {"tokens": "pooled"}, "diffusion": {"inference_steps": 2}},
         {"training": {"unfreeze": True, "cache": False}, "encoders": {"steps": 9, "batch": 2, "seed": 3}},
         {"image": {"checkpoint": True, "dropout": 0.1}, "action": {"dropout": 0.1}, "renderer": "torch"},
-        {"history_fill": 0.0, "image_rate_hz": 5.0},
+        {"history_fill": 0.0, "image_rate_hz": 5.0, "image": {"points": [8]}},
     ],
 )
 def test_experiments_that_read_the_same_encoders_share_them(changes: dict[str, Any], store: Store, tmp_path) -> None:
@@ -126,6 +126,19 @@ def test_the_papers_and_the_small_experiments_share_their_encoders() -> None:
         for name in ("ablation_dome_views", "ablation_dp3", "ablation_orthogonal_views", "ablation_without_string"):
             with pytest.raises(ArtifactError, match=f"and the experiment '{name}' has"):
                 check_encoders(FROM, known, config.load_experiment(name))
+
+
+def test_what_a_kind_does_not_read_may_differ() -> None:
+    cloud = as_read(experiment(image={"encoder": "dp3"}, policy={"kind": "act"}).to_dict())
+    other = experiment(image={"encoder": "dp3", "patch": 28, "string": False}, policy={"kind": "act"},
+                       diffusion={"clip": 2.0})  # fmt: skip
+    check_encoders(FROM, cloud, other)
+    check_policy(FROM, cloud, other)
+    with pytest.raises(ArtifactError, match=r"image\.points"):
+        check_encoders(FROM, cloud, experiment(image={"encoder": "dp3", "points": [8]}))
+    with pytest.raises(ArtifactError, match=r"policy\.act\.latent 32.* has 8"):
+        check_policy(FROM, cloud, experiment(image={"encoder": "dp3"}, policy={"kind": "act", "act": {"latent": 8}}))
+    check_policy(FROM, as_read(experiment().to_dict()), experiment(policy={"act": {"latent": 8}}))
 
 
 def test_older_files_tell_less_and_are_read(store: Store, tmp_path: Path) -> None:

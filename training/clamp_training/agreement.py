@@ -21,6 +21,7 @@ from clamp_ros.policy.preprocess import Normalization
 from clamp_training.config import Experiment
 from clamp_training.store import Store
 
+_DP3 = ("encoder", "points", "width")
 _DECODER = ("kind", "actions", "width", "heads", "mlp", "decoder_layers")
 
 
@@ -161,7 +162,9 @@ def _of_encoders(values: Mapping[str, Any]) -> dict[str, Any]:
     if "encoders" in values:
         found["encoders"] = {key: bool(x) for key, x in values["encoders"].items() if key in ("text", "grounding")}
     found["fusion"] = values.get("fusion", {})
-    found["image"] = _without(values.get("image", {}), "checkpoint", "dropout")
+    found["image"] = _without(values.get("image", {}), "checkpoint", "dropout", "points")
+    if found["image"].get("encoder") == "dp3":
+        found["image"] = {key: values["image"][key] for key in _DP3 if key in values["image"]}
     found["action"] = _without(values.get("action", {}), "dropout")
     text = values.get("text", {})
     if text and found.get("encoders", {}).get("text", True):
@@ -174,10 +177,10 @@ def _of_policy(values: Mapping[str, Any]) -> dict[str, Any]:
     policy = _without(values.get("policy", {}), "dropout")
     policy["rgb"] = _without(policy.get("rgb", {}), "weights")
     policy["act"] = _without(policy.get("act", {}), "kl_weight")
-    found = {"policy": policy}
-    if policy.get("kind", "diffusion") == "diffusion":
-        found["diffusion"] = _without(values.get("diffusion", {}), "sampler", "inference_steps")
-    return found
+    if policy.get("kind") == "act":
+        return {"policy": policy}
+    sampling = _without(values.get("diffusion", {}), "sampler", "inference_steps")
+    return {"policy": _without(policy, "act"), "diffusion": sampling}
 
 
 def _refuse(path: Path, trained: dict[str, Any], asked: dict[str, Any], experiment: Experiment, verb: str) -> None:
