@@ -159,6 +159,7 @@ def test_a_policys_run_goes_on_with_what_it_began_with_alone(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=rf"checkpoint\.safetensors was made with {says}; choose another --out"):
             run()
         path.write_bytes(kept)
+    assert len(list(encoders.with_suffix(".tokens").iterdir())) == 1, "what is refused is not encoded first"
     grown = stored(tmp_path / "grown", 3)
     with pytest.raises(
         ConfigError, match="a store that has grown since, or another --held-out: 2 episodes of 8 rows, and now 3 of 12;"

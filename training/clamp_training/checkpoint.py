@@ -23,6 +23,8 @@ from clamp_ros.contract.errors import ArtifactError, ConfigError, ContractError
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training.sharding import gathered, like
 
+NAME = "checkpoint.safetensors"
+"""Of the file in a run's folder."""
 _INPUTS = {"encoders": "encoders", "initial": "weights to start from", "normalization": "statistics"}
 """What a run reads beside its store, in words."""
 
@@ -111,27 +113,32 @@ def _places(optimizer: torch.optim.Optimizer) -> list[tuple[int, nn.Parameter]]:
 def resume(
     path: Path, experiment: dict[str, Any], modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> int:
-    """The step to go on from: 0 without a checkpoint.
+    """The step to go on from: 0 without a checkpoint. Refuses as `check`, or if it cannot be loaded."""
+    if not path.exists():
+        return 0
+    check(path, experiment)
+    return int(load(path, modules, optimizer)["step"])
+
+
+def check(path: Path, experiment: dict[str, Any]) -> None:
+    """Refuses to go on from a checkpoint, if there is one, that another run has made.
 
     Args:
         path: of the checkpoint.
         experiment: what the run is, as plain values; `inputs` in it tells what it reads, by name.
-        modules, optimizer: to load into.
 
     Raises:
-        ConfigError: the checkpoint was made by another experiment, or from other inputs.
-        ArtifactError: it cannot be loaded.
+        ConfigError: it was made by another experiment, or from other inputs.
+        ArtifactError: it is damaged.
     """
     if not path.exists():
-        return 0
+        return
     record = metadata(path)
     before, now = record["experiment"], json.loads(json.dumps(experiment))
     changed = sorted(key for key in {*before, *now} - {"inputs"} if before.get(key) != now.get(key))
     if changed:
         raise ConfigError(f"{path} was made with other settings of {changed}; choose another --out, or restore them")
     _check_inputs(path, before.get("inputs", {}), now.get("inputs", {}))
-    load(path, modules, optimizer)
-    return int(record["step"])
 
 
 def _check_inputs(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -282,7 +282,7 @@ class Loop:
 
     @property
     def _checkpoint(self) -> Path:
-        return self.out / "checkpoint.safetensors"
+        return self.out / checkpoint.NAME
 
     def _save(self, done: int) -> None:
         if self.processes.saves:

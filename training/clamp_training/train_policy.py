@@ -177,13 +177,23 @@ def train_policy(
         check_initial(initial, trained, experiment)
     normalization = agreed_normalization(store, encoders_path, initial, normalization)
     cartesian = cartesian_actions(experiment, store, initial)
+    reads = None if encoders is None else digest_of_encoders(encoders.image, encoders.action)
+    described: dict[str, Any] = {"config": experiment.to_dict()}
+    described["encoders"] = encoders_path.name if encoders_path else ""
+    inputs = {"store": store.identity(), "normalization": digest_of_statistics(normalization)}
+    if reads is not None:
+        inputs["encoders"] = reads
+    if initial is not None:
+        described["initial"] = initial.name
+        inputs["initial"] = digest(checkpoint.tensors_of(initial, "policy"))
+    described["inputs"] = inputs
+    checkpoint.check(out / checkpoint.NAME, described)  # before the store is encoded, which takes its time
     tokens = None if encoders_path is None else encoders_path.with_suffix(".tokens")
     data = PolicyData(experiment, store, encoders, normalization, processes, cartesian, tokens)
     held_out = None
     if validation is not None:
         held_out = PolicyData(experiment, validation, encoders, normalization, processes, cartesian, tokens)
 
-    reads = None if encoders is None else digest_of_encoders(encoders.image, encoders.action)
     pretrained = copy.deepcopy(encoders) if settings.unfreeze else None
     torch.manual_seed(settings.seed)
     policy = new_policy(experiment)
@@ -205,14 +215,6 @@ def train_policy(
         processes.average_gradients(average.module, partly_used, frozen)
     trained = groups([p for p in objective.parameters() if p.requires_grad])
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    described = {"config": experiment.to_dict(), "encoders": encoders_path.name if encoders_path else ""}
-    inputs = {"store": store.identity(), "normalization": digest_of_statistics(normalization)}
-    if reads is not None:
-        inputs["encoders"] = reads
-    if initial is not None:
-        described["initial"] = initial.name
-        inputs["initial"] = digest(checkpoint.tensors_of(initial, "policy"))
-    described["inputs"] = inputs
     modules: dict[str, nn.Module] = {"policy": policy}
     if settings.unfreeze:
         modules["encoders"] = objective.encoders
