@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from clamp_ros.contract.errors import ArtifactError
 from clamp_ros.policy.preprocess import Normalization
 from clamp_training import checkpoint
 from clamp_training.agreement import check_encoders, check_store, digest_of_statistics
