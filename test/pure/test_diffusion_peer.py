@@ -122,9 +122,6 @@ def test_training_targets(parametrization: str) -> None:
     scheduler = peer("ddpm")
     clean, noise, step = 2.0 * torch.rand(SHAPE) - 1.0, torch.randn(SHAPE), torch.tensor([12, 93])
     noisy = scheduler.add_noise(clean, noise, cast(Any, step))
-    np.testing.assert_allclose(
-        DiffusionSchedule(100).add_noise(clean.numpy(), noise.numpy(), step.numpy()), noisy.numpy(), atol=1e-5
-    )
     target = noise if parametrization == "epsilon" else scheduler.get_velocity(clean, noise, cast(Any, step))
     expected = F.mse_loss(raw.denoise(noisy, step, context), target)
     torch.testing.assert_close(policy.noise_loss(clean, noise, step, context), expected, atol=1e-5, rtol=1e-4)
