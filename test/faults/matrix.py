@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from faults.seen import Mark, gate_held_s, held_since_s, largest_step
+from faults.seen import Mark, farthest_off, gate_held_s, held_since_s, largest_step
 from faults.stack import Stack, SystemEndedError
 
 from clamp_ros.contract.errors import ClampError
@@ -26,6 +26,8 @@ from clamp_ros.record.recover import recover
 GOAL_MS = 40.0
 STEP_RAD = 0.25
 """No goal may change by more at once: two late ticks at full speed, and where an arm stands behind its goal."""
+STRAY_RAD = 0.15
+"""What a foreign message asks for is farther from the policy's own way; a hold where an arm hangs is nearer."""
 WATCH_S = 1.0
 CALM_S = 6.0
 _PAUSE_S = 3.0
@@ -58,6 +60,7 @@ class Fault:
         prompt: the arms have to hold at once: the goal of 40 ms applies. Else what was planned and checked before may
             run out first.
         patience_s: how long the hold and the word may take.
+        foreign: it sends what nobody may follow, and what is told from the policy's own: no goal goes there.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Fault:
     restore: Callable[[Stack], None] = nothing
     prompt: bool = False
     patience_s: float = 12.0
+    foreign: bool = False
 
 
 @dataclass
@@ -180,6 +184,9 @@ def _judge(stack: Stack, fault: Fault, mark: Mark, outcome: Outcome) -> None:
     outcome.moved_rad = max((float(abs(row - mark.measured).max()) for row in measured), default=0.0)
     if outcome.step_rad > STEP_RAD:
         outcome.wrong.append(f"a goal jumped by {outcome.step_rad:.2f} rad")
+    off_rad = farthest_off(rows) if fault.foreign else 0.0
+    if off_rad > STRAY_RAD:
+        outcome.wrong.append(f"a goal is {off_rad:.2f} rad off the policy's own way")
     if fault.says and not outcome.log:
         outcome.wrong.append(f"nobody said {fault.says!r}")
 

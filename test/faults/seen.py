@@ -12,6 +12,7 @@ from hardware_emulation.servos import ServoBus, follower
 from numpy.typing import NDArray
 
 from clamp_ros.contract.interfaces import JOINT_COMMANDS, JOINT_STATES
+from clamp_ros.contract.robot import REST_POSE
 
 QUIET_S = 0.4
 STILL_RAD = 0.002
@@ -131,3 +132,10 @@ def largest_step(rows: list[tuple[float, Joints]]) -> float:
         if len(own) > 1:
             steps.append(float(np.abs(np.diff(own, axis=0))[:, :6].max()))
     return max(steps)
+
+
+def farthest_off(rows: list[tuple[float, Joints]]) -> float:
+    """How far a goal was from the way of the policy of a system under test, which moves nothing but both waists."""
+    own = [1, 2, 3, 4, 5, 8, 9, 10, 11, 12]
+    off = [float(np.nanmax(np.abs(row[own] - REST_POSE[own]), initial=0.0)) for _, row in rows]
+    return max(off, default=0.0)

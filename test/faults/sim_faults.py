@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,15 @@ from clamp_ros.ros.convert import chunk_message, image_message, joint_state_mess
 from clamp_ros.ros.run import interface_type
 
 S = 1_000_000_000
+WRISTS = (5, 12)
 HOLD, GO_ON, EITHER, END = Expect.HOLD, Expect.GO_ON, Expect.EITHER, Expect.END
+
+
+def _foreign() -> np.ndarray:
+    """A pose that the policy, which turns both waists, never has."""
+    pose = REST_POSE.copy()
+    pose[list(WRISTS)] += 0.3
+    return pose
 
 
 def send(node: str, number: signal.Signals) -> Callable[[Stack], None]:
@@ -55,7 +64,7 @@ def chunk(change: Callable[[Any], None], ahead_ns: int = 0, jump_rad: float = 0.
     """Floods the action chunks with one that is changed."""
 
     def make(now_ns: int) -> Any:
-        actions = np.tile(REST_POSE, (CHUNK_SIZE, 1))
+        actions = np.tile(_foreign(), (CHUNK_SIZE, 1))
         actions[:, 0] += jump_rad
         message = chunk_message(ActionChunk(max(now_ns + ahead_ns, 0), actions))
         change(message)
@@ -64,14 +73,11 @@ def chunk(change: Callable[[Any], None], ahead_ns: int = 0, jump_rad: float = 0.
     return lambda stack: stack.flood(ACTION_CHUNK, make)
 
 
-def joints(row: Any, change: Callable[[JointState], None], ahead_ns: int = 0, jump_rad: float = 0.0,
-           ) -> Callable[[Stack], None]:  # fmt: skip
+def joints(row: Any, change: Callable[[JointState], None], ahead_ns: int = 0) -> Callable[[Stack], None]:
     """Floods joint commands or joint states with one that is changed."""
 
     def make(now_ns: int) -> JointState:
-        pose = REST_POSE.copy()
-        pose[0] += jump_rad
-        message = joint_state_message(pose, max(now_ns + ahead_ns, 0))
+        message = joint_state_message(_foreign(), max(now_ns + ahead_ns, 0))
         message.header.frame_id = "intruder"  # so that the watching node knows it for its own
         change(message)
         return message
@@ -162,7 +168,7 @@ def transforms(ahead_ns: int, number: float = 1.0) -> Callable[[Stack], None]:
 def message_faults(*, robot: bool) -> list[Fault]:
     """Messages that are wrong, beside those that are right: after a bad chunk a good one lets the arms go on."""
     alone, holds = "comes from", HOLD if robot else EITHER  # of a simulation's arms only the commands are seen
-    return [
+    faults = [
         Fault("chunk with NaN", chunk(first_point(float("nan"))), EITHER, "bad action chunk.*not finite", prompt=True),
         Fault("chunk with Inf", chunk(first_point(float("inf"))), EITHER, "bad action chunk.*not finite", prompt=True),
         Fault("chunk with a wrong name", chunk(other_name), EITHER, "bad action chunk.*left_wrist_spin", prompt=True),
@@ -171,7 +177,7 @@ def message_faults(*, robot: bool) -> list[Fault]:
         Fault("chunk that jumps by 2 rad", chunk(unchanged, jump_rad=2.0), HOLD, "rad from the last command, limit"),
         Fault("chunk 5 s old", chunk(unchanged, -5 * S), EITHER, "chunk refused|run out"),
         Fault("chunk 10 s ahead", chunk(unchanged, 10 * S), EITHER, "in the future"),
-        Fault("another's command", joints(JOINT_COMMANDS, unchanged, jump_rad=0.3), holds, alone, prompt=robot),
+        Fault("another's command", joints(JOINT_COMMANDS, unchanged), holds, alone, prompt=robot),
         Fault("another's command with NaN", joints(JOINT_COMMANDS, first_position(float("nan"))), holds, alone,
               prompt=robot),
         Fault("another's command with a wrong name", joints(JOINT_COMMANDS, other_name), holds, alone, prompt=robot),
@@ -190,6 +196,7 @@ def message_faults(*, robot: bool) -> list[Fault]:
         Fault("views of a wrong size", views(0.5, (100, 200, 4)), EITHER, "views"),
         Fault("depth of a wrong size", depth(30, 40), EITHER, "40x30|front_left"),
     ]
+    return [replace(fault, foreign=True) for fault in faults]
 
 
 def operator_faults() -> list[Fault]:

@@ -6,6 +6,8 @@ says why, and the system comes back.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,22 +15,32 @@ import numpy as np
 import pytest
 from faults import matrix, robot_faults, sim_faults, start_faults
 from faults.matrix import Expect, Fault
-from faults.seen import gate_held_s, held_since_s, largest_step
+from faults.seen import farthest_off, gate_held_s, held_since_s, largest_step
 from faults.stack import Stack, running
 
-SHORT = ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN")
+from clamp_ros.contract.robot import REST_POSE
+
+RECORDER = Path(__file__).parents[1] / "faults/recordings.py"
+SHORT = ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN",
+         "fusion_node killed")
+SHORT_ROBOT = ("left bus silent", "right elbow too hot", "another's command", "policy_node killed")
 
 
 @pytest.fixture
-def stack(ros_domain_id: int, tmp_path: Path) -> Iterator[Stack]:
-    with running(tmp_path, robot=False, patient=True) as system:
+def stack(request: pytest.FixtureRequest, ros_domain_id: int, tmp_path: Path) -> Iterator[Stack]:
+    recordings = tmp_path / "recordings"
+    if request.param:
+        subprocess.run([sys.executable, RECORDER, recordings, "20", "good"], check=True, timeout=300.0)
+    with running(tmp_path, robot=request.param, patient=True, recordings=recordings) as system:
         yield system
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stack", [False, True], indirect=True, ids=["simulation", "robot"])
 def test_whatever_fails_the_arms_hold_and_the_log_says_why(stack):
-    faults = {fault.name: fault for fault in sim_faults.sim_faults()}
-    for name in SHORT:
+    played = robot_faults.robot_faults() if stack.robot else sim_faults.sim_faults()
+    faults = {fault.name: fault for fault in played}
+    for name in SHORT_ROBOT if stack.robot else SHORT:
         outcome = matrix.play(stack, faults[name])
         assert outcome.wrong == [], name
         assert outcome.log, name
@@ -41,7 +53,18 @@ def test_the_matrix_has_forty_faults_at_least_each_with_a_name_of_its_own():
     robot = [fault.name for fault in robot_faults.robot_faults()]
     assert len(set(played)) == len(played) and len(set(robot)) == len(robot)
     assert len({*played, *robot}) >= 40
-    assert set(SHORT) <= set(played)
+    assert set(SHORT) <= set(played) and set(SHORT_ROBOT) <= set(robot)
+
+
+def test_a_goal_off_the_policys_way_is_found_on_either_arm():
+    on = REST_POSE.copy()
+    on[[0, 7]] = 0.2
+    left_only = np.where(np.arange(14) < 7, on, np.nan)
+    assert farthest_off([(0.0, on), (0.1, left_only)]) == pytest.approx(0.0)
+    for joint in sim_faults.WRISTS:
+        off = on.copy()
+        off[joint] += 0.3
+        assert farthest_off([(0.0, on), (0.1, off)]) == pytest.approx(0.3)
 
 
 def test_holding_begins_with_the_last_change_before_a_while_of_none():
