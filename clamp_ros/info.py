@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 import clamp_ros
 from clamp_ros.contract.errors import ClampError, RecordError
@@ -70,9 +71,31 @@ def _artifact(artifact: Artifact) -> str:
     ]
     if m.prefix:
         lines.append(f"  prefix    continues up to {m.prefix} committed actions (real-time chunking)")
-    lines += [f"  score     {key}: {value}" for key, value in m.score.items()]
-    lines += [f"  training  {key}: {value}" for key, value in m.training.items()]
+    lines += [f"  score     {key}: {_score(value)}" for key, value in m.score.items()]
+    for key, value in m.training.items():
+        lines += [f"  training  {key}: {line}" for line in _told(key, value)]
     return "\n".join(lines)
+
+
+def _score(value: Any) -> str:
+    """A score as `clamp eval` writes it; others as they are."""
+    try:
+        low, high = value["wilson_95"]
+        return f"{value['successes']} of {value['episodes']}, 95 % interval {low:.0%} to {high:.0%}"
+    except (KeyError, TypeError, ValueError):
+        return str(value)
+
+
+def _told(key: str, value: Any) -> list[str]:
+    """A fact of an artifact's training, in a line or several."""
+    if key == "experiment" and isinstance(value, dict):
+        return [f"{value.get('name', '')} (all its settings are in manifest.json)"]
+    if key == "seeds" and isinstance(value, dict):
+        ranges = {task: ", ".join(f"{first} to {last}" for first, last in parts) for task, parts in value.items()}
+        return [f"{task} {text}" for task, text in ranges.items()]
+    if isinstance(value, dict):
+        return [", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items())]
+    return [str(line) for line in value] if isinstance(value, list) else [str(value)]
 
 
 def _bags(folder: Path, bags: list[Path]) -> tuple[str, bool]:

@@ -6,11 +6,16 @@
 # PRETRAINING names the tasks whose demonstrations the encoders and the pretrained policy learn from; TASKS are scored.
 #   PRETRAINING="mug_on_plate_easy drawer_open" TASKS="mug_on_plate_easy drawer_open_easy" SEEDS="0 1 2" EPISODES=200 \
 #       training/table_1.sh runs/table_1
+# FAMILY names the experiments, FAMILY_METHOD each, CAMERAS those that their demonstrations need, METHODS the columns:
+#   FAMILY=drawer CAMERAS=front_left,back_right,wrist_left PRETRAINING=drawer_open_easy TASKS=drawer_open_easy \
+#       METHODS="without_clamp encoders_only" EPISODES=400 training/table_1.sh runs/table_1_drawer
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=${1:?usage: training/table_1.sh FOLDER}
-methods="without_clamp pretrained encoders_only clamp"
+methods=${METHODS:-without_clamp pretrained encoders_only clamp}
+family=${FAMILY:-small}
+cameras=${CAMERAS:-front_left,back_right}
 pretraining=${PRETRAINING:-mug_on_plate_easy drawer_open}
 tasks=${TASKS:-mug_on_plate_easy drawer_open_easy}
 seeds=${SEEDS:-0 1 2}
@@ -23,22 +28,24 @@ clamp=.venv/bin/clamp
 encoders=$out/encoders/encoders.safetensors
 
 for task in $(printf '%s\n' $pretraining $tasks | sort -u); do
-    $clamp demos --task "$task" --episodes "$episodes" --workers "$cores" --out "$out/demos/$task"
-    $clamp train convert "$out/demos/$task" --experiment small_encoders_only --workers "$cores" --out "$out/stores/$task"
+    $clamp demos --task "$task" --episodes "$episodes" --cameras "$cameras" --workers "$cores" --out "$out/demos/$task"
+    $clamp train convert "$out/demos/$task" --experiment "${family}_encoders_only" --workers "$cores" --out "$out/stores/$task"
 done
 
 data=(--held-out "$held_out" --store)
 for task in $pretraining; do
     data+=("$out/stores/$task")
 done
-$clamp train encoders --experiment small_encoders_only "${data[@]}" --out "$out/encoders"
-$clamp train policy --experiment small_pretraining "${data[@]}" --normalization "$encoders" --out "$out/pretrained"
+$clamp train encoders --experiment "${family}_encoders_only" "${data[@]}" --out "$out/encoders"
+case " $methods " in *" pretrained "* | *" clamp "*)
+    $clamp train policy --experiment "${family}_pretraining" "${data[@]}" --normalization "$encoders" --out "$out/pretrained" ;;
+esac
 
 # One policy, from training to its score.
 score() {
     local task=$1 method=$2 seed=$3
     local name=${task}_${method}_$seed
-    local run=$out/policies/$name artifact=$out/artifacts/$name experiment=(--experiment "small_$method")
+    local run=$out/policies/$name artifact=$out/artifacts/$name experiment=(--experiment "${family}_$method")
     local reads=(--encoders "$encoders") train
     case $method in
         without_clamp) reads=() && train=(policy --normalization "$encoders") ;;
@@ -59,7 +66,7 @@ score() {
     grep " success, " "$run/log.txt" | tail -n 1
 }
 export -f score
-export out clamp encoders episodes held_out trials cores jobs
+export out clamp encoders episodes held_out trials cores jobs family
 
 echo "training and scoring, $jobs at a time; the logs are $out/policies/*/log.txt"
 for seed in $seeds; do

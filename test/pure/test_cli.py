@@ -9,6 +9,7 @@ import pytest
 from sample_bag import make_bag
 
 from clamp_ros import cli
+from clamp_ros.share import models_folder
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,17 @@ def test_an_interrupt_has_no_traceback(capsys, monkeypatch):
     monkeypatch.setitem(cli._PASSED_ON, "demo", ("", interrupt))
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "clamp: interrupted\n"
+
+
+def test_info_tells_of_a_policy_what_a_person_reads(capsys):
+    folder = models_folder() / "mug_on_plate_easy"
+    assert cli.main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "seeds 1000000 to 1000049: 42 of 50, 95 % interval 71% to 92%" in shown
+    assert "training  seeds: mug_on_plate_easy 0 to 337" in shown
+    assert "training  parameters: image_encoder 1,442,688," in shown
+    assert "training  experiment: mug_on_plate_easy (all its settings are in manifest.json)" in shown
+    assert "{" not in shown
 
 
 def test_info_tells_about_this_machine(capsys):

@@ -17,7 +17,10 @@ case "$*" in *"$BREAKS"*) exit 3 ;; esac
 METHODS = ("without_clamp", "pretrained", "encoders_only", "clamp")
 
 
-def run(root: Path, breaks: str = "nothing breaks") -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+Ran = tuple[subprocess.CompletedProcess[str], list[list[str]]]
+
+
+def run(root: Path, breaks: str = "nothing breaks", **more: str) -> Ran:
     """Runs the script on two tasks and one seed; what it printed, and the words of every call."""
     for folder in ("training", ".venv/bin"):
         (root / folder).mkdir(parents=True)
@@ -27,7 +30,7 @@ def run(root: Path, breaks: str = "nothing breaks") -> tuple[subprocess.Complete
     clamp.chmod(0o755)
     settings = {
         "PRETRAINING": "mug rack", "TASKS": "mug drawer", "SEEDS": "4", "EPISODES": "30",
-        "BREAKS": breaks, "CALLS": str(root / "calls"),
+        "BREAKS": breaks, "CALLS": str(root / "calls"), **more,
     }  # fmt: skip
     done = subprocess.run(
         ["bash", root / "training" / SCRIPT.name, root / "out"],
@@ -83,3 +86,25 @@ def test_a_policy_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> N
     assert "mug_pretrained_4 failed" in done.stderr
     assert sum(call[0] == "eval" for call in calls) == 7
     assert not any(call[0] == "report" for call in calls)
+
+
+def test_a_family_of_experiments_some_methods_and_other_cameras(tmp_path: Path) -> None:
+    methods = {"METHODS": "without_clamp encoders_only", "FAMILY": "drawer", "CAMERAS": "front_left,wrist_left"}
+    done, calls = run(tmp_path, **methods)
+    assert done.returncode == 0, done.stderr
+    assert all(after(call, "--cameras") == "front_left,wrist_left" for call in calls if call[0] == "demos")
+    named = {after(call, "--experiment") for call in calls if "--experiment" in call}
+    assert named == {"drawer_encoders_only", "drawer_without_clamp"}
+    assert not any("pretrained" in word for call in calls for word in call)
+
+
+@pytest.mark.parametrize("family", ["small", "drawer"])
+def test_the_experiments_of_a_family_differ_as_their_methods_say(family: str) -> None:
+    config = pytest.importorskip("clamp_training.config")
+    read = {name: config.load_experiment(f"{family}_{name}") for name in (*METHODS, "pretraining")}
+    assert {name: values.policy.tokens for name, values in read.items()} == {
+        "without_clamp": "none", "pretrained": "none", "pretraining": "none",
+        "encoders_only": "unpooled", "clamp": "unpooled",
+    }  # fmt: skip
+    assert len({repr(values.training) for values in read.values()}) == 1
+    assert len({values.cameras for values in read.values()}) == 1
