@@ -50,7 +50,7 @@ def test_scenes_come_to_rest_and_are_not_done(task: str) -> None:
         assert not scene.success()
         assert scene.progress() == 0
         assert all(abs(pose[2, 3]) < 0.006 and pose[2, 2] > 0.99 for pose in scene.object_poses().values())
-        assert all(f"{name} at (" in scene.text() for name in scene.task.objects)
+        assert all(f"{name} at " in scene.text() for name in scene.task.objects)
 
 
 def layouts(task: str, name: str, count: int = 80) -> np.ndarray:
