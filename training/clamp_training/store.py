@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,10 +211,17 @@ def convert(
         temporary.replace(index_path)
 
     work = partial(_convert_or_report, cameras=tuple(cameras), rgb_size=rgb_size, needs_depth=needs_depth)
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        for row in tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag"):
-            (refused if "refused" in row else index["episodes"]).append(row)
-            save()
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may find their locks taken
+    try:
+        with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+            for row in tqdm(pool.map(work, jobs), total=len(jobs), desc="converting", unit="bag"):
+                (refused if "refused" in row else index["episodes"]).append(row)
+                save()
+    except BrokenProcessPool:
+        raise RecordError(
+            f"a process that converted was killed, by want of memory perhaps; {len(index['episodes'])} bags are "
+            "converted, and the same command, with fewer --workers, goes on"
+        ) from None
     if index["episodes"]:
         index |= _described(Store([out]))
         save()
