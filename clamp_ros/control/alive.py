@@ -35,7 +35,7 @@ class Heartbeats:
         self._config = config or AliveConfig()
         self._heard_s: dict[str, float] = {}
         self._process: dict[str, str] = {}
-        self._died: list[str] = []
+        self._died: dict[str, None] = {}
         self._watched_s: float | None = None
 
     def watch(self, now_s: float) -> None:
@@ -51,12 +51,12 @@ class Heartbeats:
             self._heard_s[name] = now_s
         if name in self._config.mourned:
             if self._process.get(name, process) != process:
-                self._died.append(name)
+                self._died[name] = None
             self._process[name] = process
 
     def died(self) -> str:
         """Which mourned nodes have died and begun anew since the last call, in words, or empty."""
-        died, self._died = self._died, []
+        died, self._died = self._died, {}
         return f"{' and '.join(died)} died and had to be started again" if died else ""
 
     def dead(self, now_s: float) -> str:

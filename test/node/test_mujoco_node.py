@@ -189,6 +189,24 @@ def test_commands_move_the_arms_and_bad_ones_do_not(ros: Any) -> None:
     assert joints_from_message(cell.joints[-1])[0] == pytest.approx(0.3, abs=0.05)
 
 
+def test_of_two_senders_of_commands_neither_is_followed(ros: Any) -> None:
+    cell = Cell(ros)
+    other = ros.node("other")
+    commands = advertise(other, JOINT_COMMANDS)
+    cell.until(lambda: cell.node.count_publishers(JOINT_COMMANDS.name) == 2, "the second sender")
+    target = np.array(REST_POSE)
+    target[0] = 0.3
+
+    def refused() -> bool:
+        for publisher in (cell.commands, commands):
+            publisher.publish(joint_state_message(target, cell.time_ns))
+        return int(cell.status().get("foreign_commands", "0")) > 3
+
+    cell.until(refused, "their commands to be refused")
+    assert "comes from 2 senders" in cell.status()["message"]
+    assert cell.node._commands.get(0, 0.0)[0] == pytest.approx(REST_POSE)
+
+
 def test_pause_run_and_step(ros: Any) -> None:
     cell = Cell(ros)
     assert cell.pause(False).message == "running"

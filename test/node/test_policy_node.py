@@ -146,6 +146,19 @@ def test_without_a_fusion_node_it_says_that_nobody_makes_views(ros: Any, tmp_pat
     ros.spin_until(lambda: "nobody publishes /fusion/views" in stack.policy.health.status().message, 30.0, "the word")
 
 
+def test_it_names_the_topics_that_are_silent(ros: Any, tmp_path: Path) -> None:
+    stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny").folder)
+    stack.active()
+    stack.calibrate()
+
+    def told() -> bool:
+        stack.joints.publish(joint_state_message(REST_POSE, 0))
+        message = stack.policy.health.status().message
+        return "nothing on /fusion/views for" in message and "/joint_states" not in message
+
+    ros.spin_until(told, 30.0, "the word")
+
+
 def test_the_next_chunk_is_inferred_after_the_steps_that_are_executed(ros: Any, tmp_path: Path) -> None:
     stack = Stack(ros, build_tiny_artifact(tmp_path / "tiny").folder, execute_steps=25)
     stack.active()

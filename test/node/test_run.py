@@ -222,6 +222,16 @@ def test_health_counts_measures_and_names_the_worst(ros: Any) -> None:
     assert health.status().level == DiagnosticStatus.WARN
 
 
+def test_a_new_process_is_heard_of_soon_and_often(ros: Any) -> None:
+    heard: list[Any] = []
+    subscribe(ros.node("listener"), DIAGNOSTICS, heard.append)
+    health = Health(ros.node("teller"))
+    ros.spin_until(health._first.is_canceled, what="the reports of its beginning")
+    assert health._firsts == 10
+    ros.spin_until(lambda: heard, what="one of them")
+    assert values_of(heard[0].status[0])["process"] == str(os.getpid())
+
+
 def test_a_fault_passes_and_its_warning_is_not_repeated(ros: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     node = ros.node()
     logged: list[Any] = []

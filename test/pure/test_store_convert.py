@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,26 @@ def test_an_interrupted_conversion_keeps_what_was_done(bags, tmp_path, monkeypat
     assert [row["bag"] for row in json.loads((tmp_path / "index.json").read_text())["episodes"]] == ["a"]
     assert store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1).bags == ["a", "b"]
     assert (tmp_path / "a.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_converting_process_that_is_killed_is_said(bags, tmp_path, monkeypatch):
+    class Killed:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def map(self, work, jobs):
+            yield work(jobs[0])
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(store, "ProcessPoolExecutor", Killed)
+    with pytest.raises(RecordError, match=r"was killed, by want of memory perhaps; 1 bags are converted, .* --workers"):
+        store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1)
+    monkeypatch.undo()
+    assert store.convert([bags], tmp_path, CAMERAS, SIZE, workers=1).bags == ["a", "b"], "the same command goes on"
 
 
 def test_bags_that_are_not_fit_are_refused_and_the_others_converted(bags, tmp_path):
