@@ -137,7 +137,7 @@ def rehearse(
             arms = _Arms(session)
             for place in range(places):
                 arms.rest()
-                session.reset(seeds[place], seeded=("mujoco_node",))
+                session.reset(seeds[place], seeded=("mujoco_node",), paused=False)
                 session.set_parameter("control_node", "source", "replay")  # which a reset ends
                 if place:
                     os.write(press, b"b")

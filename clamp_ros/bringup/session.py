@@ -26,7 +26,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from clamp_ros.bringup.up import deaths, die_with_parent
 from clamp_ros.contract.errors import ClampError
-from clamp_ros.contract.interfaces import POLICY_ENABLE, SIM_RESET, TASK_STATE, Service
+from clamp_ros.contract.interfaces import POLICY_ENABLE, SIM_PAUSE, SIM_RESET, TASK_STATE, Service
 from clamp_ros.ros import environment, messages
 from clamp_ros.ros.run import interface_type, subscribe
 
@@ -163,7 +163,8 @@ class Session:
         return response.message
 
     def reset(
-        self, seed: int, timeout_s: float = 30.0, seeded: Sequence[str] = ("policy_node", "mujoco_node")
+        self, seed: int, timeout_s: float = 30.0, seeded: Sequence[str] = ("policy_node", "mujoco_node"),
+        paused: bool = True,
     ) -> None:  # fmt: skip
         """Starts an episode: the simulation's layout and the policy's noise; returns once its state is told.
 
@@ -171,15 +172,23 @@ class Session:
             seed: of every node in `seeded`.
             timeout_s: of the wall, for each answer.
             seeded: nodes that draw from it.
+            paused: time stands still until `play`, so that none of the episode passes before the policy acts.
 
         Raises:
             ClampError: the simulation or the policy refuses, or is gone.
         """
+        self.call(SIM_PAUSE, timeout_s, data=True)
         for name in seeded:
             self.set_parameter(name, "seed", seed, timeout_s)
-        used = json.loads(self.call(SIM_RESET, timeout_s))["seed"]
         self.task_state = {}
-        self.spin_until(lambda: self.task_state.get("seed") == used, timeout_s, "the task's state after the reset")
+        used = json.loads(self.call(SIM_RESET, timeout_s))["seed"]
+
+        def told() -> bool:
+            return self.task_state.get("seed") == used and self.task_state["time_s"] == 0.0
+
+        self.spin_until(told, timeout_s, "the task's state after the reset")
+        if not paused:
+            self.call(SIM_PAUSE, timeout_s, data=False)
 
     def set_parameter(self, name: str, parameter: str, value: Any, timeout_s: float = 30.0) -> None:
         """Sets a parameter of a node.
@@ -207,6 +216,7 @@ class Session:
             SystemDiedError: the system ended, or its time stands still.
         """
         self.call(POLICY_ENABLE, data=True)
+        self.call(SIM_PAUSE, data=False)
         done_since: float | None = None
         progress, last = 0, -1.0
         while True:

@@ -112,7 +112,8 @@ class Work:
     """What another node makes of pictures, shared by the executor, which hears of it, and the simulation.
 
     Attributes:
-        answered: whether the newest that was waited for came; a node that is not there need not be waited for.
+        answered: whether the newest that was waited for came; a node that is not there need not be waited for. One
+            that was there is still there in the next episode.
     """
 
     def __init__(self, allowed_ns: int) -> None:
@@ -154,7 +155,7 @@ class Work:
     def clear(self) -> None:
         """It will not come: given up, of the episode before, or the end. Nobody need wait for it."""
         with self._changed:
-            self._stamp_ns, self.answered = None, False
+            self._stamp_ns = None
             self._changed.notify_all()
 
 

@@ -312,6 +312,8 @@ def test_the_clock_waits_for_what_is_being_made_of_the_pictures(ros: Any, made: 
         reach(8)  # pictures of tick 5, and three ticks
         show(5)
         reach(13)
+        assert cell.trigger(SIM_RESET).success
+        reach(3)  # who made views is still there: the next episode waits for its first ones
     else:
         observations.publish(header_message(START_NS, "world"))
         cell.until(lambda: cell.node._chunk._stamp_ns == START_NS, "the observation")
