@@ -3,23 +3,21 @@
 # with CLAMP's encoders only, and with CLAMP (encoders and pretrained policy). Every step goes on where it was, so the same
 # command continues after an interruption; with fewer SEEDS or TASKS first, more of them later. JOBS policies are trained
 # and scored at a time, each with its share of the cores: these networks are too small for one of them to use two.
-# PRETRAINING names the tasks whose demonstrations the encoders and the pretrained policy learn from; TASKS are scored.
-#   PRETRAINING="mug_on_plate_easy drawer_open" TASKS="mug_on_plate_easy drawer_open_easy" SEEDS="0 1 2" EPISODES=200 \
-#       training/table_1.sh runs/table_1
-# FAMILY names the experiments, FAMILY_METHOD each, CAMERAS those that their demonstrations need, METHODS the columns:
-#   FAMILY=drawer CAMERAS=front_left,back_right,wrist_left PRETRAINING=drawer_open_easy TASKS=drawer_open_easy \
-#       METHODS="without_clamp encoders_only" EPISODES=400 training/table_1.sh runs/table_1_drawer
+# FAMILY names the experiments, FAMILY_METHOD each, CAMERAS those that their demonstrations need, METHODS the columns,
+# PRETRAINING the tasks whose demonstrations the encoders and the pretrained policy learn from; TASKS are scored.
+#   training/table_1.sh runs/table_1_mug
+#   FAMILY=drawer CAMERAS=front_left,back_right,wrist_left TASKS=drawer_open_easy training/table_1.sh runs/table_1_drawer
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=${1:?usage: training/table_1.sh FOLDER}
 methods=${METHODS:-without_clamp pretrained encoders_only clamp}
-family=${FAMILY:-small}
-cameras=${CAMERAS:-front_left,back_right}
-pretraining=${PRETRAINING:-mug_on_plate_easy drawer_open}
-tasks=${TASKS:-mug_on_plate_easy drawer_open_easy}
+family=${FAMILY:-mug}
+cameras=${CAMERAS:-front_left,back_right,wrist_right}
+tasks=${TASKS:-mug_on_plate_easy}
+pretraining=${PRETRAINING:-$tasks}
 seeds=${SEEDS:-0 1 2}
-episodes=${EPISODES:-200}
+episodes=${EPISODES:-400}
 trials=${TRIALS:-50}
 cores=$(nproc)
 jobs=${JOBS:-$cores}

@@ -60,7 +60,7 @@ def test_methods_differ_in_encoders_and_pretraining_alone(calls: list[list[str]]
     assert set(trained) == {f"{task}_{method}_4" for task in ("mug", "drawer") for method in METHODS}
     for name, call in trained.items():
         task, method = name.removesuffix("_4").split("_", 1)
-        assert after(call, "--experiment") == f"small_{method}"
+        assert after(call, "--experiment") == f"mug_{method}"
         assert (Path(after(call, "--store")).name, after(call, "--seed"), after(call, "--held-out")) == (
             task, "4", "10",
         )  # fmt: skip
@@ -69,7 +69,7 @@ def test_methods_differ_in_encoders_and_pretraining_alone(calls: list[list[str]]
 
 
 def test_pretraining_is_of_its_own_tasks_and_the_report_of_all_scores(calls: list[list[str]]) -> None:
-    for experiment in ("small_encoders_only", "small_pretraining"):
+    for experiment in ("mug_encoders_only", "mug_pretraining"):
         call = next(
             c for c in calls if c[0] == "train" and c[1] != "convert" and after(c, "--experiment") == experiment
         )
@@ -81,7 +81,7 @@ def test_pretraining_is_of_its_own_tasks_and_the_report_of_all_scores(calls: lis
 
 
 def test_a_policy_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> None:
-    done, calls = run(tmp_path, breaks="small_pretrained --store " + str(tmp_path / "out" / "stores" / "mug"))
+    done, calls = run(tmp_path, breaks="mug_pretrained --store " + str(tmp_path / "out" / "stores" / "mug"))
     assert done.returncode != 0
     assert "mug_pretrained_4 failed" in done.stderr
     assert sum(call[0] == "eval" for call in calls) == 7
@@ -98,7 +98,7 @@ def test_a_family_of_experiments_some_methods_and_other_cameras(tmp_path: Path) 
     assert not any("pretrained" in word for call in calls for word in call)
 
 
-@pytest.mark.parametrize("family", ["small", "drawer"])
+@pytest.mark.parametrize("family", ["mug", "drawer"])
 def test_the_experiments_of_a_family_differ_as_their_methods_say(family: str) -> None:
     config = pytest.importorskip("clamp_training.config")
     read = {name: config.load_experiment(f"{family}_{name}") for name in (*METHODS, "pretraining")}

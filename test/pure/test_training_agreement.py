@@ -114,8 +114,8 @@ def test_experiments_that_read_the_same_encoders_share_them(changes: dict[str, A
 
 def test_the_papers_and_the_small_experiments_share_their_encoders() -> None:
     for trained, readers in (
-        ("small_encoders_only", ["small_clamp"]),
-        ("mug_on_plate_easy", ["small_clamp", "small_encoders_only", "quick"]),
+        ("mug_encoders_only", ["mug_clamp"]),
+        ("mug_on_plate_easy", ["quick"]),
         ("clamp_paper", ["clamp_paper_finetune", "ablation_pooled_features", "ablation_unfrozen_encoders",
                          "ablation_encoders_only", "ablation_decoder_only", "ablation_act", "ablation_cartesian",
                          "ablation_random_cropping", "variant_realtime_chunking", "baseline_act_encoders_only"]),
@@ -183,7 +183,7 @@ def test_a_policy_of_other_settings_is_neither_started_from_nor_exported(
 
 def test_fine_tuning_may_read_other_tokens_and_continue_actions() -> None:
     for pretrained, readers in (
-        ("small_pretraining", ["small_clamp", "small_pretrained"]),
+        ("mug_pretraining", ["mug_clamp", "mug_pretrained"]),
         ("clamp_paper_policy", ["clamp_paper_finetune", "ablation_pooled_features", "variant_realtime_chunking",
                                 "ablation_decoder_only", "baseline_aloha_unleashed_pretrained", "ablation_dp3"]),
         ("baseline_act", ["ablation_act", "baseline_act_pretrained"]),
