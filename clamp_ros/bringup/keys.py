@@ -31,6 +31,7 @@ from clamp_ros.contract.interfaces import (
     TELEOP_STOP,
     Service,
 )
+from clamp_ros.control.stop_signal import send_stop_signal
 from clamp_ros.ros import environment, messages
 from clamp_ros.ros.run import interface_type, subscribe
 from clamp_ros.ros.terminal import ENTER, STOP, single_keys
@@ -87,8 +88,10 @@ class Keys:
             return
         service, request = call
         client = self._clients[service.name]
+        signalled = send_stop_signal() if service is CONTROL_ESTOP else []
         if not client.service_is_ready():
-            self._say(f"{service.name} is not there; is the system up?")
+            sent = "the control node on this machine was told to stop, but " if signalled else ""
+            self._say(f"{sent}{service.name} is not there; is the system up?")
             return
         self._waiting.append((client.call_async(request), service.name, time.monotonic() + _ANSWER_S))
 

@@ -41,6 +41,7 @@ from clamp_ros.contract.interfaces import (
     optical_frame,
     topic,
 )
+from clamp_ros.control.stop_signal import send_stop_signal
 from clamp_ros.ros.convert import array_from_image, joints_from_message, pinhole_from_camera_info, stamp_ns
 from clamp_ros.ros.params import declare
 from clamp_ros.ros.run import Health, on_time_jump_back, run_node, subscribe
@@ -164,9 +165,11 @@ class CaptureNode(Node):
             self._say(f"no such key {key!r}; {KEYS}")
 
     def _stop(self) -> str:
-        if not self._estop.service_is_ready():
+        signalled = send_stop_signal()
+        if self._estop.service_is_ready():
+            self._estop.call_async(Trigger.Request())
+        elif not signalled:
             return f"{CONTROL_ESTOP.name} IS NOT THERE: stop the arms where the system runs, or by the power switch"
-        self._estop.call_async(Trigger.Request())
         return "emergency stop asked for; `clamp stop --release` leaves it"
 
     def _try_shot(self, after_ns: int, deadline_s: float) -> None:

@@ -155,7 +155,7 @@ TOPICS: tuple[Topic, ...] = (
 )
 
 ESTOP_SIGNAL = signal.SIGUSR1
-"""The emergency stop by key: `clamp up` sends it to the control node, whose process needs no network to hear it."""
+"""The emergency stop by the space bar and by `clamp stop`: the control node's process needs no network to hear it."""
 
 _BY_NAME = {row.name: row for row in TOPICS}
 

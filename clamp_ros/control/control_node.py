@@ -324,18 +324,18 @@ def _check_source(parameters: list[Parameter[Any]]) -> SetParametersResult:
 
 def _make() -> ControlNode:
     node = ControlNode()
-    threading.Thread(target=_stop_by_key, args=(node,), daemon=True).start()
+    threading.Thread(target=_stop_by_signal, args=(node,), daemon=True).start()
     return node
 
 
-def _stop_by_key(node: ControlNode) -> None:
+def _stop_by_signal(node: ControlNode) -> None:
     while signal.sigwait({ESTOP_SIGNAL}):
-        node.stop("emergency stop by key")
+        node.stop("emergency stop by the space bar or `clamp stop`")
 
 
 def main() -> int:
     """The executable `control_node`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {ESTOP_SIGNAL})  # in every thread to come: `_stop_by_key` waits for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {ESTOP_SIGNAL})  # in every thread to come: `_stop_by_signal` waits for it
     return run_node(_make)
 
 

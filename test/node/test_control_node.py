@@ -41,6 +41,7 @@ from clamp_ros.contract.interfaces import (
 from clamp_ros.contract.observation import ActionChunk
 from clamp_ros.contract.robot import ACCELERATION_LIMITS, CHUNK_SIZE, CONTROL_PERIOD_NS, REST_POSE
 from clamp_ros.control.control_node import ControlNode
+from clamp_ros.control.stop_signal import send_stop_signal
 from clamp_ros.ros.convert import chunk_message, joint_state_message, joints_from_message, stamp_ns, time_message
 from clamp_ros.ros.run import advertise, qos_profile, subscribe
 
@@ -513,17 +514,18 @@ def test_the_stop_by_key_and_by_command(ros) -> None:
 
     try:
         process.send_signal(ESTOP_SIGNAL)  # before it can hear it: it waits
-        see("stopped", "emergency stop by key", "/control/reset releases it")
+        see("stopped", "emergency stop by the space bar", "/control/reset releases it")
         clamp("stop", "--release")
         see("holding")
+        assert send_stop_signal({}) == []  # of another domain
         clamp("stop")
-        see("stopped", "/control/estop")
+        see("stopped", "or `clamp stop`", "/control/reset releases it")
     finally:
         process.terminate()
         assert process.wait(15) == 0
 
 
 def test_without_a_control_node_the_command_says_so(ros_domain_id: int) -> None:
-    code = "import sys; from clamp_ros.bringup import stop; stop.ANSWER_S = 0.2; sys.exit(str(stop.stop()))"
+    code = "import sys; from clamp_ros.bringup import stop; stop.FOUND_S = 0.2; sys.exit(str(stop.stop()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "nobody offers /control/estop" in result.stderr
