@@ -25,7 +25,7 @@ from typing import Any
 
 from clamp_ros.bringup.session import own_domain
 
-GROUPS = ("sim", "start", "robot")
+GROUPS = ("sim", "start", "teleop", "robot")
 RESULTS = "outcomes.jsonl"
 
 
@@ -42,12 +42,15 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder for logs, which stay, and recordings, which are used again")
     parser.add_argument("--list", action="store_true", help="name the faults and end")
     args = parser.parse_args()
-    from faults import matrix, robot_faults, sim_faults, start_faults
+    from faults import leader_faults, matrix, robot_faults, sim_faults, start_faults
     from faults.stack import running
 
     groups = [group for group in GROUPS if not args.group or group in args.group]
     pattern = re.compile(args.only)
-    named = {"sim": sim_faults.sim_faults(), "start": start_faults.start_faults(), "robot": robot_faults.robot_faults()}
+    named = {
+        "sim": sim_faults.sim_faults(), "start": start_faults.start_faults(), "teleop": leader_faults.teleop_faults(),
+        "robot": robot_faults.robot_faults(),
+    }  # fmt: skip
     chosen = {group: [fault for fault in named[group] if pattern.search(fault.name)] for group in groups}
     if args.list:
         for group, faults in chosen.items():
@@ -83,13 +86,13 @@ def main() -> int:
         ) if {"start", "robot"} & set(left) and not recordings.exists() else None
         for group in left:
             faults = chosen[group]
-            if group != "sim" and recorder is not None and recorder.wait() != 0:
+            if group in ("start", "robot") and recorder is not None and recorder.wait() != 0:
                 return 1
             if group == "start":
                 start_faults.run(scratch / "start", recordings, faults, args.times, tell, results)
                 continue
-            options = {"robot": True, "patient": args.patient, "recordings": recordings} if group == "robot" else {}
-            with running(scratch / group, **{"robot": False, **options}) as stack:
+            patient = args.patient and group != "sim"
+            with running(scratch / group, kind=group, patient=patient, recordings=recordings) as stack:
                 tell(f"{group}: the system runs")
                 matrix.run(stack, group, faults, args.times, tell, results)
     table = rows()

@@ -101,6 +101,7 @@ class TeleopNode(Node):
         self._source, self._source_ns, self._started_ns = "", 0, 0
         self._stopped = self._recording = False
         self._said: tuple[State, str] | None = None
+        self._problem: str | None = None
         self._told: set[str] = set()
         self._asked: list[tuple[Future[Any], float, Service, Callable[[str], None]]] = []
         if config.left.borrowed or config.right.borrowed:
@@ -262,6 +263,9 @@ class TeleopNode(Node):
         for _, _, service, failed in late:  # an answer that comes all the same is heard: the recorder may have begun
             failed(f"{service.name} has not answered in {self._config.answer_s:g} s")
         problem = self._leaders.problem
+        if problem not in (None, self._problem) and problem not in self._law.reason:  # else the stop tells it
+            self.get_logger().warning(problem)
+        self._problem = problem
         self._health.hold("leaders", problem)
         self._tell()
 

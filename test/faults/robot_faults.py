@@ -110,10 +110,10 @@ def plug_in(side: str) -> Action:
     """And put back."""
 
     def act(stack: Stack) -> None:
+        assert stack.emulator is not None
         stack.bus(side).replug()
         stack.emulator.serve(stack.bus(side))
         stack.link(side)
-        torque(stack)
 
     return act
 
@@ -193,7 +193,8 @@ def bus_faults() -> list[Fault]:
                   f"{side} forearm_roll.*(torque|watchdog)", torque),
             Fault(f"{side} arm without power", power_off(side), HOLD, gone,
                   each(silence(side, (), False), torque), True),
-            Fault(f"{side} USB unplugged", unplug(side), HOLD, f"{device}.*gone|{gone}", plug_in(side), True),
+            Fault(f"{side} USB unplugged", unplug(side), HOLD, f"{device}.*gone|{gone}",
+                  each(plug_in(side), torque), True),
             Fault(f"{side} wrist of another model", other_model(side), HOLD, "model number 1070, expected 1020",
                   own_model(side)),
             Fault(f"{side} motors share an id", twin(side), HOLD, "motor 6 .*(share the id|Check power.*ids)",

@@ -33,6 +33,8 @@ from clamp_ros.contract.interfaces import (
     DIAGNOSTICS,
     JOINT_COMMANDS,
     JOINT_STATES,
+    TELEOP_START,
+    TELEOP_STATUS,
     TF,
     VIEWS,
     Qos,
@@ -50,7 +52,8 @@ START_S, AGAIN_S = 240.0, 60.0
 MOVING_RAD = 0.03
 _FLOOD_S = 0.02
 _KEPT_S = 60.0
-_ATTEMPTS, _NEAR_RAD = 20, 0.4
+_ATTEMPTS, _NEAR_RAD = 30, 0.4
+_ANSWER_S = 10.0
 _IS_ARM = [i for i in range(14) if i % 7 != 6]
 
 
@@ -71,7 +74,7 @@ class Stack(System):
     def __enter__(self) -> Stack:
         environment.prepare()
         messages.ensure()
-        if self.robot:
+        if self.emulator is not None:
             self.emulator.__enter__()
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self.node = Node("watcher")
@@ -83,6 +86,7 @@ class Stack(System):
             self.node.create_subscription(kind, row.name, self._joint_watcher(row.name, rows), deep)
         subscribe(self.node, CONTROL_STATUS, lambda m: self._say("control", m.message))
         subscribe(self.node, ARMS_STATUS, lambda m: self._say("arms", m.message))
+        subscribe(self.node, TELEOP_STATUS, lambda m: self._say("teleop", m.message))
         subscribe(self.node, DIAGNOSTICS, self._on_diagnostics)
         rows = (ACTION_CHUNK, JOINT_STATES, TF, VIEWS, topic(depth_topic("front_left")))
         self._intruder = {row.name: advertise(self.node, row) for row in (*rows, *(() if self.robot else (CLOCK,)))}
@@ -96,7 +100,7 @@ class Stack(System):
         self._executor.shutdown()
         self.node.destroy_node()
         rclpy.try_shutdown()
-        if self.robot:
+        if self.emulator is not None:
             self.emulator.__exit__()
 
     def start(self) -> None:
@@ -116,12 +120,13 @@ class Stack(System):
 
     def _start(self) -> None:
         self.seen.status.clear()
-        if self.robot:
-            for side in ("left", "right"):
-                self.bus(side).goals.clear()
+        for bus in self.followers:
+            bus.goals.clear()
         self.launch()
         if self.robot:
             self._go_home()
+        if self.teleop:
+            self.teleoperate()
         self.until_moving(START_S)
 
     def _go_home(self) -> None:
@@ -138,6 +143,28 @@ class Stack(System):
                 self.call(ARMS_HOME)
             self.spin(2.0, lambda: arms("moving"))
             self.spin(AGAIN_S, lambda: arms("holding", "following", "fault"))
+
+    def teleoperate(self) -> None:
+        """Has the leaders move the arms, again where they do no more, as an operator does.
+
+        Raises:
+            SystemEndedError: they do not.
+        """
+        answer = ""
+
+        def teleop(*states: str) -> bool:
+            return self.ended or any(self.seen.status.get("teleop", "").startswith(state) for state in states)
+
+        for _ in range(_ATTEMPTS):
+            if not self.spin(START_S, lambda: teleop("idle", "stopped", "approaching", "following")) or self.ended:
+                break
+            if teleop("following"):
+                return
+            with contextlib.suppress(SystemEndedError):  # the answer of a node that has just been started may be lost
+                answer = self.call(TELEOP_START, _ANSWER_S)
+            if self.spin(2.0, lambda: teleop("approaching", "following")):  # else refused: a leader is not read yet
+                self.spin(AGAIN_S, lambda: teleop("following", "stopped"))
+        raise SystemEndedError(f"the arms are not teleoperated: {self.seen.status.get('teleop')}; {answer}")
 
     def stop(self) -> int | None:
         """Ends floods, and the system as Ctrl-C does, or kills it; its exit code."""
@@ -197,7 +224,7 @@ class Stack(System):
         if not self.robot:
             return [row for row in self.seen.commands if row[0] >= since_s]
         rows: list[tuple[float, Joints]] = []
-        for part, bus in ((slice(0, 7), self.left), (slice(7, 14), self.right)):
+        for part, bus in zip((slice(0, 7), slice(7, 14)), self.followers, strict=True):
             before: Joints | None = None
             for at_s, goal in list(bus.goals):
                 if at_s >= since_s:
@@ -239,11 +266,11 @@ class Stack(System):
 
     # Acting.
 
-    def call(self, service: Service, **fields: Any) -> str:
+    def call(self, service: Service, timeout_s: float = AGAIN_S, **fields: Any) -> str:
         """Calls a service; its message."""
-        return self.call_type(interface_type(service.type), service.name, **fields).message
+        return self.call_type(interface_type(service.type), service.name, timeout_s, **fields).message
 
-    def call_type(self, kind: Any, name: str, **fields: Any) -> Any:
+    def call_type(self, kind: Any, name: str, timeout_s: float = AGAIN_S, **fields: Any) -> Any:
         """Calls a service of any type and returns the response.
 
         Raises:
@@ -252,10 +279,10 @@ class Stack(System):
         client = self._services.get(name)
         if client is None:
             client = self._services[name] = self.node.create_client(kind, name)
-        if not self.spin(AGAIN_S, client.service_is_ready):
+        if not self.spin(timeout_s, client.service_is_ready):
             raise SystemEndedError(f"there is no service {name}")
         future = client.call_async(kind.Request(**fields))
-        if not self.spin(AGAIN_S, future.done):
+        if not self.spin(timeout_s, future.done):
             raise SystemEndedError(f"no answer of {name}")
         return future.result()
 

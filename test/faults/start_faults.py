@@ -15,6 +15,7 @@ import numpy as np
 from faults.matrix import Expect, Fault, Outcome, Results, Row, nothing, tell_of
 from faults.seen import STILL_RAD, TICK_RAD, Joints
 from faults.stack import Stack
+from faults.system import ROBOT
 from hardware_emulation.motor import Joint, Servo
 
 from clamp_ros.arm.registers import XC430_W150
@@ -125,7 +126,8 @@ def start_faults() -> list[StartFault]:
 def play(folder: Path, fault: StartFault, recordings: Path) -> Outcome:
     """Starts a system with the fault in it, and ends it once it has said what is wrong, or has ended."""
     folder.mkdir(parents=True, exist_ok=True)
-    stack, outcome = Stack(folder, robot=True, recordings=recordings), Outcome()
+    stack, outcome = Stack(folder, kind=ROBOT, recordings=recordings), Outcome()
+    assert stack.emulator is not None
     changed = fault.inject(stack)
     names = {word.partition(":=")[0] for word in changed}
     words = [word for word in stack.words() if word.partition(":=")[0] not in names]

@@ -16,19 +16,22 @@ from typing import Any
 
 import numpy as np
 from faults.seen import WatchedBus
+from hardware_emulation.leaders import Hands, leader
 from hardware_emulation.rig import GRIPPER
-from hardware_emulation.servos import Emulator
+from hardware_emulation.servos import Emulator, ServoBus
 from realsense_recording import Lens
 from tiny_artifact import TINY_CAMERA, build_tiny_artifact
 
 from clamp_ros.bringup.up import die_with_parent
 from clamp_ros.contract.errors import ClampError
-from clamp_ros.contract.robot import CHUNK_SIZE, REST_POSE
+from clamp_ros.contract.robot import ARMS, CHUNK_SIZE, CONTROL_PERIOD_NS, REST_POSE
 from clamp_ros.policy.artifact import CameraSpec
 
 LENS = Lens(64, 48, 50.0, 31.5, 23.5)
 CAMERAS = ("front_left", "back_right")
 WAISTS = (0, 7)
+SIM, ROBOT, TELEOP = "sim", "robot", "teleop"
+_HANDS_S, _STILL_S, _SWING_S, _SWING_RAD = 600.0, 3.0, 3.0, 0.25
 
 
 class SystemEndedError(ClampError):
@@ -36,33 +39,43 @@ class SystemEndedError(ClampError):
 
 
 class System:
-    """Its files, its process and those below, and its emulated devices, with a policy that never rests.
+    """Its files, its process and those below, and its emulated devices, with a policy or hands that never rest.
 
     Attributes:
-        robot: whether the drivers run, else the simulation.
-        left, right: the emulated buses of the robot.
+        robot: whether the followers' and cameras' drivers run, else the simulation.
+        teleop: whether a person's hands, on leaders, move the arms, else the policy.
+        left, right: the emulated buses: of the robot's followers, or of the leaders.
+        followers: those whose goals are watched.
+        emulator: what serves them, if there are any.
         folder: everything it writes.
         log: what it prints.
         record_to: its bags.
     """
 
-    def __init__(self, folder: Path, *, robot: bool, patient: bool = False, recordings: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, kind: str, patient: bool = False, recordings: Path | None = None) -> None:
         """Prepares; `launch` starts.
 
         Args:
             folder: for its files.
-            robot: drivers over emulated devices, instead of the simulation.
+            kind: SIM: the policy in the simulation; ROBOT: the policy and the drivers over emulated devices; TELEOP:
+                emulated leaders move the simulation.
             patient: deadlines of a busy machine, instead of those of a robot.
             recordings: folder with the cameras' recordings, for the robot.
         """
-        self.folder, self.robot, self.patient = folder, robot, patient
+        self.folder, self.patient = folder, patient
+        self.robot, self.teleop = kind == ROBOT, kind == TELEOP
         self.recordings = recordings
+        self.emulator: Emulator | None = None
+        self.followers: tuple[WatchedBus, ...] = ()
         self.log = folder / "log.txt"
         self.record_to = folder / "episodes"
         self._child: subprocess.Popen[bytes] | None = None
         self._throttle: threading.Event | None = None
-        self._policy()
-        if robot:
+        if self.teleop:
+            self._take_leaders()
+        else:
+            self._policy()
+        if self.robot:
             self._plug_in()
 
     def _policy(self) -> None:
@@ -77,14 +90,27 @@ class System:
         build_tiny_artifact(self.policy, target=target, cameras=dict.fromkeys(CAMERAS, spec), image_rate_hz=10.0)
 
     def _plug_in(self) -> None:
-        self.left, self.right = WatchedBus(), WatchedBus()
+        self.followers = self.left, self.right = WatchedBus(), WatchedBus()
         self.emulator = Emulator(self.left, self.right)
-        for name in ("left", "right"):
+        for name in ARMS:
             self.link(name)
         for camera in CAMERAS:
             self.show(camera, "good")
 
-    def bus(self, side: str) -> WatchedBus:
+    def _take_leaders(self) -> None:
+        """Hands that turn both waists to and fro, from when the leaders were driven to the followers and let go of."""
+        seconds = np.arange(0.0, _HANDS_S, CONTROL_PERIOD_NS / 1e9)
+        rows = np.tile(REST_POSE, (len(seconds), 1))
+        swing = _SWING_RAD * np.sin(2.0 * np.pi * np.maximum(seconds - _STILL_S, 0.0) / _SWING_S)
+        rows[:, WAISTS] = swing[:, None]
+        hands = Hands(rows)
+        self.left, self.right = leader(), leader()
+        self.emulator = Emulator(self.left, self.right)
+        for name in ARMS:
+            hands.take(name, self.bus(name))
+            self.link(name)
+
+    def bus(self, side: str) -> ServoBus:
         """One arm's bus."""
         return self.left if side == "left" else self.right
 
@@ -102,7 +128,23 @@ class System:
             path.symlink_to(self.recordings / f"{recording}.db3")
 
     def words(self) -> list[str]:
-        """Launch arguments."""
+        """Launch arguments, after the name of a graph but the policy's."""
+        if self.teleop:
+            busy = {} if not self.patient else {
+                "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 5.0},
+                "law": {"leader_lost_s": 2.0, "take_s": 30.0, "align_s": 120.0}, "command_timeout_s": 5.0,
+                "answer_s": 60.0,
+            }  # fmt: skip
+            sections = {
+                "mujoco_node": {"look": "primitive"},
+                "teleop_node": {"record": False, **busy},  # bags are begun and ended by whoever injects faults
+                **({"control_node": {"stale_after_s": 1.0}} if self.patient else {}),
+            }
+            given = {
+                "sim": "true", "cameras": "", "leaders": self.folder / "ttyDXL", "record": "true",
+                "record_to": self.record_to, "config": self._write("config", sections),
+            }  # fmt: skip
+            return ["teleop", *(f"{name}:={value}" for name, value in given.items())]
         common = {"policy": self.policy, "enabled": "true", "record": "true", "record_to": self.record_to}
         if not self.robot:
             # simulated time waits for nobody, so that the arms must hold; or, on a busy machine, for slow nodes
@@ -116,7 +158,7 @@ class System:
             camera: {"recording": str(self.folder / f"{camera}.db3"), "warmup_frames": 0, **size, **pose}
             for camera in CAMERAS
         }
-        sides = {side: {"port": str(self.folder / f"ttyDXL_{side}"), **GRIPPER} for side in ("left", "right")}
+        sides = {side: {"port": str(self.folder / f"ttyDXL_{side}"), **GRIPPER} for side in ARMS}
         busy: dict[str, Any] = {} if not self.patient else {
             "hold_after_s": 0.6, "fault_after_s": 0.9, "command_timeout_s": 1.0,
             "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5},

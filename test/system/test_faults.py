@@ -13,34 +13,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import matrix, robot_faults, sim_faults, start_faults
+from faults import leader_faults, matrix, robot_faults, sim_faults, start_faults
 from faults.matrix import Expect, Fault
 from faults.seen import farthest_off, gate_held_s, held_since_s, largest_step
 from faults.stack import Stack, running
+from faults.system import ROBOT, SIM, TELEOP
 
 from clamp_ros.contract.robot import REST_POSE
 
 RECORDER = Path(__file__).parents[1] / "faults/recordings.py"
-SHORT = ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN",
-         "fusion_node killed")
-SHORT_ROBOT = ("left bus silent", "right elbow too hot", "another's command", "policy_node killed")
+SHORT = {
+    SIM: ("emergency stop", "control disabled", "chunk with NaN", "chunk of 49 points", "joint state with NaN",
+          "fusion_node killed"),
+    ROBOT: ("left bus silent", "right elbow too hot", "another's command", "policy_node killed"),
+    TELEOP: ("left leader unplugged", "right leader's elbow overloaded", "target with NaN", "teleop_node killed"),
+}  # fmt: skip
+FAULTS = {
+    SIM: sim_faults.sim_faults, ROBOT: robot_faults.robot_faults, TELEOP: leader_faults.teleop_faults,
+}  # fmt: skip
 
 
 @pytest.fixture
 def stack(request: pytest.FixtureRequest, ros_domain_id: int, tmp_path: Path) -> Iterator[Stack]:
     recordings = tmp_path / "recordings"
-    if request.param:
+    if request.param == ROBOT:
         subprocess.run([sys.executable, RECORDER, recordings, "20", "good"], check=True, timeout=300.0)
-    with running(tmp_path, robot=request.param, patient=True, recordings=recordings) as system:
+    with running(tmp_path, kind=request.param, patient=True, recordings=recordings) as system:
         yield system
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stack", [False, True], indirect=True, ids=["simulation", "robot"])
-def test_whatever_fails_the_arms_hold_and_the_log_says_why(stack):
-    played = robot_faults.robot_faults() if stack.robot else sim_faults.sim_faults()
-    faults = {fault.name: fault for fault in played}
-    for name in SHORT_ROBOT if stack.robot else SHORT:
+@pytest.mark.parametrize(("stack", "kind"), [(kind, kind) for kind in FAULTS], indirect=["stack"])
+def test_whatever_fails_the_arms_hold_and_the_log_says_why(stack, kind):
+    faults = {fault.name: fault for fault in FAULTS[kind]()}
+    for name in SHORT[kind]:
         outcome = matrix.play(stack, faults[name])
         assert outcome.wrong == [], name
         assert outcome.log, name
@@ -49,11 +55,11 @@ def test_whatever_fails_the_arms_hold_and_the_log_says_why(stack):
 
 
 def test_the_matrix_has_forty_faults_at_least_each_with_a_name_of_its_own():
-    played = [fault.name for fault in (*sim_faults.sim_faults(), *start_faults.start_faults())]
-    robot = [fault.name for fault in robot_faults.robot_faults()]
-    assert len(set(played)) == len(played) and len(set(robot)) == len(robot)
-    assert len({*played, *robot}) >= 40
-    assert set(SHORT) <= set(played) and set(SHORT_ROBOT) <= set(robot)
+    named = {kind: [fault.name for fault in faults()] for kind, faults in FAULTS.items()}
+    named[SIM] += [fault.name for fault in start_faults.start_faults()]
+    for kind, names in named.items():
+        assert len(set(names)) == len(names) and set(SHORT[kind]) <= set(names)
+    assert len({name for names in named.values() for name in names}) >= 40
 
 
 def test_a_goal_off_the_policys_way_is_found_on_either_arm():
