@@ -21,7 +21,6 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
-from clamp_ros.bringup.printer import Printer
 from clamp_ros.contract.interfaces import (
     CONTROL_ESTOP,
     CONTROL_RESET,
@@ -33,6 +32,7 @@ from clamp_ros.contract.interfaces import (
 )
 from clamp_ros.control.stop_signal import send_stop_signal
 from clamp_ros.ros import environment, messages
+from clamp_ros.ros.printer import telling
 from clamp_ros.ros.run import interface_type, subscribe
 from clamp_ros.ros.terminal import ENTER, STOP, single_keys
 
@@ -41,7 +41,6 @@ HELP = (
     "f: stop, a failure   d: discard   q: no more keys"
 )
 _ANSWER_S = 5.0
-_LAST_WORDS_S = 2.0
 _CALLS: dict[str, tuple[Service, Any]] = {
     "s": (TELEOP_STOP, SetBool.Request(data=True)),
     "f": (TELEOP_STOP, SetBool.Request(data=False)),
@@ -146,7 +145,7 @@ def beside() -> Iterator[None]:
         return
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
-    with _teller() as say:
+    with telling(sys.stdout, "[keys] ") as say:
         thread = threading.Thread(target=run, args=(sys.stdin.fileno(), stop, say), name="keys")
         thread.start()
         try:
@@ -157,24 +156,13 @@ def beside() -> Iterator[None]:
             rclpy.try_shutdown()
 
 
-@contextlib.contextmanager
-def _teller() -> Iterator[Callable[[str], None]]:
-    """Takes a line for the user, and does not wait until the terminal has taken it: the next key may be the stop."""
-    printer = Printer(sys.stdout)
-    printer.start()
-    try:
-        yield lambda text: printer.write(f"[keys] {text}")
-    finally:
-        printer.close(_LAST_WORDS_S)
-
-
 def main() -> int:
     """`clamp keys`."""
     environment.prepare()
     messages.ensure()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        with _teller() as say:
+        with telling(sys.stdout, "[keys] ") as say:
             run(sys.stdin.fileno(), threading.Event(), say)
     finally:
         rclpy.try_shutdown()

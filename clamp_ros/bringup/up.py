@@ -23,15 +23,14 @@ from dataclasses import dataclass
 from typing import IO, TextIO
 
 from clamp_ros.bringup.graph import EXIT_CONFIGURATION, GRAPHS, RESTART_DELAY_S, RESTARTS, Argument, Node
-from clamp_ros.bringup.printer import Printer
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.interfaces import ESTOP_SIGNAL
 from clamp_ros.ros import environment, messages
+from clamp_ros.ros.printer import LAST_WORDS_S, Printer
 from clamp_ros.ros.terminal import STOP, single_keys
 
 GRACE_S = 10.0
 """How long nodes may take to end after the signal, before they are killed."""
-_LAST_WORDS_S = 2.0
 _OWN_NAME = "clamp"
 _STARTED_AGAIN = re.compile(r"^\[clamp\] +(\w+ (?:was killed by|ended with exit code) -?\w+); starting it again", re.M)
 _COLORS = (36, 33, 35, 32, 34)
@@ -182,7 +181,7 @@ class Runner:
             finally:  # a defect here must not leave arms moving
                 self._kill()
                 self._selector.close()
-                self._printer.close(_LAST_WORDS_S)
+                self._printer.close(LAST_WORDS_S)
         return self._exit_code
 
     def _step(self, wakeup: socket.socket) -> None:

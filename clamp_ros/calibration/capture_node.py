@@ -44,6 +44,7 @@ from clamp_ros.contract.interfaces import (
 from clamp_ros.control.stop_signal import send_stop_signal
 from clamp_ros.ros.convert import array_from_image, joints_from_message, pinhole_from_camera_info, stamp_ns
 from clamp_ros.ros.params import declare
+from clamp_ros.ros.printer import telling
 from clamp_ros.ros.run import Health, on_time_jump_back, run_node, subscribe
 from clamp_ros.ros.terminal import ENTER, STOP, single_keys
 from clamp_ros.ros.tf import TfListener
@@ -213,9 +214,9 @@ class CaptureNode(Node):
 def capture(parameters: list[str]) -> int:
     """Runs the node with ``name:=value`` parameters until the operator is done; returns the exit code."""
     words = [word for parameter in parameters for word in ("-p", parameter)]
-    with single_keys(sys.stdin.fileno()):
+    with single_keys(sys.stdin.fileno()), telling(sys.stdout) as say:
         # as Ctrl-C does: the node closes while ROS is up
         return run_node(
-            lambda: CaptureNode(on_done=lambda: signal.raise_signal(signal.SIGINT)),
+            lambda: CaptureNode(say=say, on_done=lambda: signal.raise_signal(signal.SIGINT)),
             ["clamp calibrate capture", "--ros-args", *words],
         )

@@ -6,7 +6,7 @@ import io
 import os
 import threading
 
-from clamp_ros.bringup.printer import Printer
+from clamp_ros.ros.printer import Printer
 
 
 def test_lines_come_out_whole_and_in_order():

@@ -7,7 +7,10 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TextIO
+
+LAST_WORDS_S = 2.0
 
 
 class Printer:
@@ -82,3 +85,19 @@ class Printer:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:
                 select.select((), (self._descriptor,), ())
+
+
+@contextlib.contextmanager
+def telling(output: TextIO, prefix: str = "") -> Iterator[Callable[[str], None]]:
+    """Gives what takes a line for the user and waits for no terminal: the next key may be the emergency stop.
+
+    Args:
+        output: as a `Printer` takes it.
+        prefix: before every line.
+    """
+    printer = Printer(output)
+    printer.start()
+    try:
+        yield lambda text: printer.write(f"{prefix}{text}")
+    finally:
+        printer.close(LAST_WORDS_S)
