@@ -73,7 +73,8 @@ class Session:
         """
         environment.prepare()
         messages.ensure()
-        self._log = log
+        self._log, self._read = log, 0
+        self._deaths: list[str] = []
         self.task_state: dict[str, Any] = {}
         self.exit_code: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,12 @@ class Session:
 
     def deaths(self) -> list[str]:
         """The nodes that have died and were started again so far, in words: `policy_node was killed by SIGSEGV`."""
-        return deaths(self._log.read_text(errors="replace"))
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        self._deaths += deaths(whole.decode(errors="replace"))
+        return list(self._deaths)
 
     def _tail(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
