@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 import zstandard
+from clamp_training.config import Experiment, from_dict
 from clamp_training.store import FORMAT, INDEX, packed, png
 from safetensors.numpy import save_file
 
@@ -51,6 +52,11 @@ def changed(base: dict[str, Any], **sections: Any) -> dict[str, Any]:
     return {
         **base, **{k: {**base[k], **v} if isinstance(v, dict) and k in base else v for k, v in sections.items()}
     }  # fmt: skip
+
+
+def experiment(**sections: Any) -> Experiment:
+    """`EXPERIMENT` with some settings of some sections changed."""
+    return from_dict(Experiment, changed(EXPERIMENT, **sections))
 
 
 def write_experiment(path: Path, values: dict[str, Any]) -> Path:

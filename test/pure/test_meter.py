@@ -88,7 +88,7 @@ def test_every_block_of_a_run_is_compiled_where_asked(store: Store, tmp_path, mo
         sections = {
             "encoders": {"compile": on, "steps": 1}, "training": {"compile": on, "steps": 1, "cache": False},
         }  # fmt: skip
-        tiny = config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
+        tiny = tiny_store.experiment(**sections)
         weights = pretrain(tiny, store, None, tmp_path / f"encoders_{on}")
         assert {type(m) for m in asked} == blocks - {DecoderBlock}
         train_policy(tiny, store, None, weights, tmp_path / f"policy_{on}")

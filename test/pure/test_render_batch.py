@@ -19,6 +19,7 @@ from clamp_training.store import Store
 from clamp_training.train_policy import Objective
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tiny_store import experiment
 
 from clamp_ros.contract.errors import ConfigError, ContractError
 from clamp_ros.contract.views import FusionConfig
@@ -36,10 +37,6 @@ def frames(seed: int, noise: float = 0.001) -> list[DepthFrame]:
     """Two corner and two wrist cameras, of two sizes."""
     corners = fusion_scene.frames(2, 0, 212, 120, seed=seed, noise=noise)
     return corners + fusion_scene.frames(0, 2, 160, 100, seed=seed, noise=noise)
-
-
-def experiment(**sections: Any) -> config.Experiment:
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from clamp_training.pretrain import Encoders, load_encoders, save_encoders, sett
 from clamp_training.retrieval import score
 from clamp_training.store import Store
 from clamp_training.train_policy import train_policy
+from tiny_store import experiment
 
 from clamp_ros.contract.errors import ArtifactError
 
@@ -34,10 +35,6 @@ def seeded() -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     return Store([tiny_store.write_store(tmp_path_factory.mktemp("store"), tiny_store.grid(2), rows=4)])
-
-
-def experiment(**sections: Any) -> config.Experiment:
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
 
 
 def as_read(values: Any) -> Any:

@@ -22,6 +22,7 @@ from clamp_training.retrieval import score
 from clamp_training.store import Store
 from clamp_training.train_policy import train_policy
 from safetensors.torch import load_file
+from tiny_store import experiment
 
 from clamp_ros.contract.errors import ConfigError, RecordError
 from clamp_ros.policy.preprocess import Normalization
@@ -36,10 +37,6 @@ BLIND = {"tokens": "none", "rgb": {"cameras": []}}
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def experiment(**sections: Any) -> config.Experiment:
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
 
 
 def stored(folder: Path, count: int = 2, **words: Any) -> Store:

@@ -16,6 +16,7 @@ from clamp_training.sharding import groups
 from clamp_training.store import Store
 from clamp_training.train_policy import train_policy
 from safetensors.torch import load_file
+from tiny_store import experiment
 
 from clamp_ros.contract.errors import ConfigError
 
@@ -25,10 +26,6 @@ pytestmark = pytest.mark.training
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store([tiny_store.write_store(tmp_path / "store", tiny_store.grid(2), rows=4)])
-
-
-def experiment(**sections: Any) -> config.Experiment:
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
 
 
 @pytest.mark.parametrize(("limit", "moved"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])

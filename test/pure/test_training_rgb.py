@@ -91,7 +91,7 @@ def store(tmp_path: Path) -> Store:
 def experiment(weights: Path | None = None, **training: Any) -> config.Experiment:
     rgb = {**tiny_store.EXPERIMENT["policy"]["rgb"], "weights": str(weights or "")}
     sections = {"policy": {"tokens": "none", "rgb": rgb}, "training": {"steps": 1, "ema": 0.0, **training}}
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
+    return tiny_store.experiment(**sections)
 
 
 def test_random_weights_are_said_where_a_training_starts_from_them(

@@ -31,6 +31,7 @@ from clamp_training.train_policy import (
     train_policy,
 )
 from safetensors.torch import load_file, save_file
+from tiny_store import experiment
 
 from clamp_ros.contract.errors import ArtifactError, ConfigError
 from clamp_ros.contract.views import VIEW_SIZE
@@ -50,10 +51,6 @@ def seeded() -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     return Store([tiny_store.write_store(tmp_path_factory.mktemp("store"), tiny_store.grid(2), rows=4)])
-
-
-def experiment(**sections: Any) -> config.Experiment:
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
 
 
 def scene() -> torch.Tensor:

@@ -23,6 +23,7 @@ from clamp_training.pretrain import Encoders
 from clamp_training.render import rendered
 from clamp_training.store import Store
 from clamp_training.train_policy import Objective
+from tiny_store import experiment
 
 from clamp_ros.contract.errors import ConfigError
 from clamp_ros.contract.robot import CHUNK_SIZE, NUM_JOINTS
@@ -44,10 +45,6 @@ def seeded() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     return Store([tiny_store.write_store(tmp_path_factory.mktemp("store"), tiny_store.grid(2), rows=4)])
-
-
-def experiment(**sections: Any) -> config.Experiment:
-    return config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
 
 
 # --- action-prefix conditioning

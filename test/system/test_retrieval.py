@@ -115,7 +115,7 @@ def test_the_command_writes_recall_beside_chance_and_both_pictures(
 def test_encoders_without_text_are_scored_between_image_and_action(store_folder: Path, tmp_path: Path) -> None:
     from clamp_training.retrieval import score
 
-    tiny = config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, encoders={"text": False}))
+    tiny = tiny_store.experiment(encoders={"text": False})
     store = Store([store_folder])
     save_encoders(tmp_path / "e.safetensors", Encoders(tiny, []), 0, {"objects": []}, store.normalization())
     assert set(score(tiny, store, tmp_path / "e.safetensors", tmp_path)["recall"]) == {

@@ -32,7 +32,7 @@ def small(tokens: str) -> tuple[config.Experiment, DiffusionPolicy]:
     """An experiment with cropped colour images and without wrist views, and an untrained policy of it."""
     rgb = {**tiny_store.EXPERIMENT["policy"]["rgb"], "crop": 0.75}
     sections = {"policy": {"tokens": tokens, "rgb": rgb}, "image": {"tiles": [0, 1, 2]}, "training": {"cache": False}}
-    experiment = config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
+    experiment = tiny_store.experiment(**sections)
     torch.manual_seed(0)
     tokens_of_grid = ImageEncoder.count_tokens(experiment.image)
     return experiment, DiffusionPolicy(experiment.policy, experiment.diffusion, tokens_of_grid).eval()

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import tiny_store
 import torch
-from clamp_training import checkpoint, config, half
+from clamp_training import checkpoint, half
 from clamp_training.export import export
 from clamp_training.networks.build import new_policy
 from clamp_training.pretrain import statistics
@@ -109,7 +109,7 @@ def test_positions_stay_in_single_precision(tmp_path: Path) -> None:
 def test_export_in_half_precision(tmp_path: Path) -> None:
     store = Store([tiny_store.write_store(tmp_path / "store", [(0.1, 0.1)], rows=2)])
     sections: dict[str, Any] = {"policy": {"tokens": "none", "kind": "act"}}
-    experiment = config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
+    experiment = tiny_store.experiment(**sections)
     torch.manual_seed(0)
     weights, out = tmp_path / "policy.safetensors", tmp_path / "out"
     state = {"step": 1, "normalization": statistics(store.normalization())}

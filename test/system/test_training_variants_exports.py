@@ -56,7 +56,7 @@ def exported(experiment: config.Experiment, policy: Any, store: Store, folder: P
 
 def test_a_policy_that_continues_committed_actions(store: Store, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"policy": {"tokens": "none", "prefix": 5}}
-    experiment = config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
+    experiment = tiny_store.experiment(**sections)
     torch.manual_seed(0)
     policy = DiffusionPolicy(experiment.policy, experiment.diffusion, ImageEncoder.count_tokens(experiment.image))
     runtime = exported(experiment, policy.eval(), store, tmp_path)
@@ -95,7 +95,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_trained_and_exported_it_acts_as_in_training(name: str, store: Store, tmp_path: Path) -> None:
     """Encoders of random weights; a policy trained for two steps."""
     sections = {**VARIANTS[name], "training": {"steps": 2}, "diffusion": {"inference_steps": 2}}
-    experiment = config.from_dict(config.Experiment, tiny_store.changed(tiny_store.EXPERIMENT, **sections))
+    experiment = tiny_store.experiment(**sections)
     normalization, encoders, path = store.normalization(), None, None
     if experiment.policy.tokens != "none":
         torch.manual_seed(0)
