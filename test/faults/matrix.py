@@ -32,6 +32,7 @@ WATCH_S = 1.0
 CALM_S = 6.0
 _PAUSE_S = 3.0
 _DIAGNOSTICS_S = 2.5
+_RECORDER_S = 20.0
 
 
 class Expect(Enum):
@@ -125,7 +126,7 @@ def play(stack: Stack, fault: Fault) -> Outcome:
 def _record(stack: Stack) -> Path | None:
     stack.forget_bags()
     try:
-        return Path(stack.call(RECORD_START))
+        return Path(stack.call(RECORD_START, _RECORDER_S))
     except ClampError:
         return None
 
@@ -197,7 +198,7 @@ def _lost(stack: Stack, bag: Path) -> tuple[int, int] | None:
     if not stack.ended:
         with contextlib.suppress(ClampError):
             stack.quiet()
-            stack.call(RECORD_STOP, data=False)
+            stack.call(RECORD_STOP, _RECORDER_S, data=False)  # a request to one that was killed may be lost
     try:
         if not bag.is_dir():
             bag = recover(bag.with_name(f"{bag.name}.partial")).path
