@@ -111,15 +111,15 @@ class Keys:
         self._say(f"teleoperation: {message.message}")
 
 
-def run(descriptor: int, stop: threading.Event, say: Callable[[str], None]) -> None:
-    """Reads keys and calls services until q, the end of the input, or `stop`; ROS has to be there.
+def run(node: Node, descriptor: int, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Reads keys and calls services until q, the end of the input, or `stop`.
 
     Args:
+        node: that calls, destroyed at the end.
         descriptor: where keys come from.
         stop: ends it.
         say: takes one line for the user.
     """
-    node = Node("clamp_keys")
     try:
         with SingleThreadedExecutor() as executor, single_keys(descriptor):
             executor.add_node(node)
@@ -143,10 +143,9 @@ def beside() -> Iterator[None]:
     if not sys.stdin.isatty():
         yield
         return
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    stop = threading.Event()
+    node, stop = _start(), threading.Event()
     with telling(sys.stdout, "[keys] ") as say:
-        thread = threading.Thread(target=run, args=(sys.stdin.fileno(), stop, say), name="keys")
+        thread = threading.Thread(target=run, args=(node, sys.stdin.fileno(), stop, say), name="keys")
         thread.start()
         try:
             yield
@@ -156,14 +155,21 @@ def beside() -> Iterator[None]:
             rclpy.try_shutdown()
 
 
+def _start() -> Node:
+    """ROS, and a node; before other threads start children, which must not inherit what is this process's own."""
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    with environment.fresh_ports():
+        return Node("clamp_keys")
+
+
 def main() -> int:
     """`clamp keys`."""
     environment.prepare()
     messages.ensure()
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node = _start()
     try:
         with telling(sys.stdout, "[keys] ") as say:
-            run(sys.stdin.fileno(), threading.Event(), say)
+            run(node, sys.stdin.fileno(), threading.Event(), say)
     finally:
         rclpy.try_shutdown()
     return 0

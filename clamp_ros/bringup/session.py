@@ -85,7 +85,8 @@ class Session:
                 preexec_fn=die_with_parent,
             )
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self.node = Node(name, parameter_overrides=[Parameter("use_sim_time", value=True)])
+        with environment.fresh_ports():
+            self.node = Node(name, parameter_overrides=[Parameter("use_sim_time", value=True)])
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._nodes = [self.node]

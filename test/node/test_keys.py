@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.node import Node
 from std_srvs.srv import Trigger
 
 from clamp_ros.bringup import keys
@@ -61,7 +62,7 @@ def test_a_pedal_starts_and_stops(ros):
     serve(peer, TELEOP_STOP, lambda request, response: answer(f"stop {request.data}", response, "idle"))
     reader, writer = os.pipe()
     stop = threading.Event()
-    thread = threading.Thread(target=keys.run, args=(reader, stop, said.append))
+    thread = threading.Thread(target=keys.run, args=(Node("clamp_keys"), reader, stop, said.append))
     thread.start()
     try:
         client = peer.create_client(Trigger, TELEOP_START.name)
