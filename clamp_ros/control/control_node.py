@@ -322,21 +322,40 @@ def _check_source(parameters: list[Parameter[Any]]) -> SetParametersResult:
     return SetParametersResult(successful=True)
 
 
-def _make() -> ControlNode:
-    node = ControlNode()
-    threading.Thread(target=_stop_by_signal, args=(node,), daemon=True).start()
-    return node
+class _StopBySignal:
+    """The emergency stop by signal, whichever thread the kernel gives it to, and whether the node is there yet.
 
+    A thread waits for it, where every other holds it back. Libraries may have started some before this process could
+    tell them to; what reaches those runs as a handler, in the main thread, at the loop's next wake-up.
+    """
 
-def _stop_by_signal(node: ControlNode) -> None:
-    while signal.sigwait({ESTOP_SIGNAL}):
-        node.stop("emergency stop by the space bar or `clamp stop`")
+    def __init__(self) -> None:
+        self._node: ControlNode | None = None
+        self._asked = False
+        signal.signal(ESTOP_SIGNAL, lambda *_: self._stop())  # before it is said, by the mask, that it is waited for
+        signal.pthread_sigmask(signal.SIG_BLOCK, {ESTOP_SIGNAL})  # in every thread to come
+
+    def make(self) -> ControlNode:
+        """The node, and the thread that waits."""
+        self._node = ControlNode()
+        if self._asked:
+            self._stop()
+        threading.Thread(target=self._wait, daemon=True).start()
+        return self._node
+
+    def _wait(self) -> None:
+        while signal.sigwait({ESTOP_SIGNAL}):
+            self._stop()
+
+    def _stop(self) -> None:
+        self._asked = True
+        if self._node is not None:
+            self._node.stop("emergency stop by the space bar or `clamp stop`")
 
 
 def main() -> int:
     """The executable `control_node`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {ESTOP_SIGNAL})  # in every thread to come: `_stop_by_signal` waits for it
-    return run_node(_make)
+    return run_node(_StopBySignal().make)
 
 
 if __name__ == "__main__":

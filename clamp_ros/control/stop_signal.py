@@ -17,8 +17,8 @@ _DOMAIN = "ROS_DOMAIN_ID"
 def send_stop_signal(environment: Mapping[str, str] = os.environ) -> list[int]:
     """Sends the emergency stop to every control node of this user, on this machine and in this ROS domain.
 
-    It arrives at once: nobody has to be discovered, and no message can be lost. A process that does not hold the signal
-    back, and would die of it, gets none.
+    It arrives at once: nobody has to be discovered, and no message can be lost. A process that does not catch it yet,
+    and would die of it, gets none.
 
     Args:
         environment: whose domain counts.
@@ -26,11 +26,11 @@ def send_stop_signal(environment: Mapping[str, str] = os.environ) -> list[int]:
     Returns:
         Process ids of the nodes that it was sent to.
     """
-    sent = []
+    sent, domain = [], _number(environment.get(_DOMAIN))
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is somebody else's
             words = (folder / "cmdline").read_text(errors="replace").split("\0")
-            if _runs_control_node(words) and _domain_of(folder) == _number(environment.get(_DOMAIN)) and _waits(folder):
+            if _runs_control_node(words) and _domain_of(folder) == domain and _catches(folder):
                 os.kill(int(folder.name), ESTOP_SIGNAL)
                 sent.append(int(folder.name))
     return sent
@@ -56,9 +56,9 @@ def _number(domain: str | None) -> int:
     return int(domain) if domain and domain.isdigit() else 0
 
 
-def _waits(folder: Path) -> bool:
-    """Whether its main thread blocks the signal, as a control node does from its first line on."""
+def _catches(folder: Path) -> bool:
+    """Whether the process has a handler for the signal."""
     for line in (folder / "status").read_text().splitlines():
-        if line.startswith("SigBlk:"):
+        if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (ESTOP_SIGNAL - 1) & 1)
     return False

@@ -227,12 +227,14 @@ class _Stop:
     publish. A second signal ends the process at once.
     """
 
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
         self.future: Future[None] = Future()
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {s: signal.signal(s, self._on_signal) for s in self._SIGNALS}
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
 
@@ -242,8 +244,9 @@ class _Stop:
 
     def _wait(self) -> None:
         # Python runs its handlers in the main thread, which sits in the wait set: only another thread can wake it.
-        if self._reader.recv(1):
-            self.future.set_result(None)
+        while number := self._reader.recv(1):  # of any signal that has a handler
+            if number[0] in self._SIGNALS and not self.future.done():
+                self.future.set_result(None)
 
     def close(self) -> None:
         for number, handler in self._previous.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -199,11 +201,18 @@ def message_faults(*, robot: bool) -> list[Fault]:
     return [replace(fault, foreign=True) for fault in faults]
 
 
+def clamp_stop(stack: Stack) -> None:
+    """The command, in a terminal of the system's domain; its start is counted."""
+    command = subprocess.Popen([sys.executable, "-m", "clamp_ros.cli", "stop"], stdout=subprocess.DEVNULL)
+    stack.spin(30.0, lambda: command.poll() is not None)
+
+
 def operator_faults() -> list[Fault]:
     """What an operator does."""
     reset, enable = call(CONTROL_RESET), call(CONTROL_ENABLE, data=True)
     return [
         Fault("emergency stop", call(CONTROL_ESTOP), HOLD, "stopped: emergency stop", reset, prompt=True),
+        Fault("emergency stop by clamp stop", clamp_stop, HOLD, "stopped: emergency stop by .*clamp stop", reset),
         Fault("control disabled", call(CONTROL_ENABLE, data=False), HOLD, "disabled", enable, prompt=True),
         Fault("policy disabled", call(POLICY_ENABLE, data=False), HOLD, "run out|no action chunk",
               call(POLICY_ENABLE, data=True)),

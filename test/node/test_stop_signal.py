@@ -14,11 +14,10 @@ from clamp_ros.control.stop_signal import send_stop_signal
 
 WAITS = """
 import signal, threading
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-waiting = threading.Thread(target=signal.sigwait, args=({signal.SIGUSR1},))
-waiting.start()
+stopped = threading.Event()
+signal.signal(signal.SIGUSR1, lambda *_: stopped.set())
 print("ready", flush=True)
-waiting.join()
+stopped.wait()
 print("stopped", flush=True)
 """
 SLEEPS = """
