@@ -111,6 +111,9 @@ class RealSense:
                 config.enable_stream(rs.stream.depth, *settings.depth_size, rs.format.z16, settings.rate_hz)
                 config.enable_stream(rs.stream.color, settings.width, settings.height, rs.format.rgb8, settings.rate_hz)
                 pipeline = rs.pipeline(context)
+                # Of a device that is gone again, `start` waits 15 s for it, and no other thread of this process runs.
+                if not settings.recording and not config.can_resolve(rs.pipeline_wrapper(pipeline)):
+                    raise CameraError(f"{self.name} was found, and is gone again; check cable and hub")
                 profile = pipeline.start(config)
                 self._pipeline = pipeline
                 if not settings.recording:

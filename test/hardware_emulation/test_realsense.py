@@ -283,6 +283,15 @@ def test_a_camera_that_is_not_there_may_come_yet():
     camera.close()
 
 
+def test_a_camera_that_goes_between_finding_and_starting_is_not_waited_for(monkeypatch):
+    """By a start the SDK would wait for it, for 15 s, and let no other thread run."""
+    camera = RealSense("front_left", CameraSettings(serial="999"), lambda *_: None)
+    monkeypatch.setattr(camera, "_find", lambda _context: None)
+    monkeypatch.setattr(camera, "_check_offer", lambda _device: None)
+    with pytest.raises(CameraError, match="front_left was found, and is gone again"):
+        camera.open()
+
+
 def test_a_camera_without_a_serial_is_refused():
     with pytest.raises(ConfigError, match=r"front_left.serial is missing; give the number"):
         RealSense("front_left", CameraSettings(), lambda *_: None)
