@@ -108,8 +108,8 @@ def test_info_tells_of_a_policy_what_a_person_reads(capsys):
     folder = models_folder() / "mug_on_plate_easy"
     assert cli.main(["info", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "seeds 1000000 to 1000049: 42 of 50, 95 % interval 71% to 92%" in shown
-    assert "training  seeds: mug_on_plate_easy 0 to 337" in shown
+    assert "seeds 1000000 to 1000049: 50 of 50, 95 % interval 93% to 100%" in shown
+    assert "training  seeds: mug_on_plate_easy 0 to 389" in shown
     assert "training  parameters: image_encoder 1,442,688," in shown
     assert "training  experiment: mug_on_plate_easy (all its settings are in manifest.json)" in shown
     assert "{" not in shown
