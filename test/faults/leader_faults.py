@@ -19,6 +19,7 @@ from faults.robot_faults import (
     plug_in,
     power_off,
     restart_motor,
+    share_id,
     silence,
     unplug,
 )
@@ -69,21 +70,6 @@ def exchange(side: str, model: int) -> Action:
     return act
 
 
-def twin(side: str, there: bool) -> Action:
-    """A second motor with an id that is taken comes, or goes."""
-
-    def act(stack: Stack) -> None:
-        leader = stack.bus(side)
-        with leader.lock:
-            leader.collide = there
-            if there:
-                leader.servos.append(Servo(ROLL, leader[ROLL].model.number, Joint(500.0)))
-            else:
-                leader.servos.pop()
-
-    return act
-
-
 def leader_faults() -> list[Fault]:
     """Of each leader: the followers stop where they are while it is not read, and its name is in the log."""
     faults: list[Fault] = []
@@ -105,8 +91,8 @@ def leader_faults() -> list[Fault]:
             Fault(f"{side} leader unplugged", unplug(side), HOLD, gone, each(plug_in(side), again)),
             Fault(f"{side} leader's wrist of another model", exchange(side, XM540_W270.number), HOLD,
                   f"{gone}.*model number 1120", each(_own_wrist(side), again)),
-            Fault(f"{side} leader's motors share an id", twin(side, True), HOLD, gone,
-                  each(twin(side, False), again)),
+            Fault(f"{side} leader's motors share an id", share_id(side, True), HOLD, gone,
+                  each(share_id(side, False), again)),
             Fault(f"{side} leader torn away", turn(side, GLITCH_TICKS), HOLD, f"{side}/waist is .* from its leader",
                   again),
             Fault(f"{side} leader pushed", turn(side, PUSH_TICKS), GO_ON, ""),

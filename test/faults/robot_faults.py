@@ -145,29 +145,28 @@ def own_model(side: str) -> Action:
     return act
 
 
-def twin(side: str) -> Action:
-    """A second motor with an id that is taken, under way, and an operator tries to go on."""
+def share_id(side: str, there: bool) -> Action:
+    """A second motor with an id that is taken comes, or goes."""
 
     def act(stack: Stack) -> None:
         arm = stack.bus(side)
         with arm.lock:
-            arm.collide = True
-            arm.servos.append(Servo(ROLL, arm[ROLL].model.number, Joint(500.0)))
-        stack.spin(1.5, lambda: any("fault" in text for _, text in stack.seen.said[-5:]))
-        stack.call(ARMS_TORQUE, data=True)
+            arm.collide = there
+            if there:
+                arm.servos.append(Servo(ROLL, arm[ROLL].model.number, Joint(500.0)))
+            else:
+                arm.servos.pop()
 
     return act
 
 
-def no_twin(side: str) -> Action:
-    """And without."""
+def twin(side: str) -> Action:
+    """It comes under way, and an operator tries to go on."""
 
     def act(stack: Stack) -> None:
-        arm = stack.bus(side)
-        with arm.lock:
-            arm.servos.pop()
-            arm.collide = False
-        torque(stack)
+        share_id(side, True)(stack)
+        stack.spin(1.5, lambda: any("fault" in text for _, text in stack.seen.said[-5:]))
+        stack.call(ARMS_TORQUE, data=True)
 
     return act
 
@@ -198,7 +197,7 @@ def bus_faults() -> list[Fault]:
             Fault(f"{side} wrist of another model", other_model(side), HOLD, "model number 1070, expected 1020",
                   own_model(side)),
             Fault(f"{side} motors share an id", twin(side), HOLD, "motor 6 .*(share the id|Check power.*ids)",
-                  no_twin(side)),
+                  each(share_id(side, False), torque)),
         ]  # fmt: skip
     return faults
 
