@@ -234,7 +234,7 @@ class ArmNode(Node):
 
 def main() -> int:
     """Entry point of the executable `arm_node`."""
-    return run_node(ArmNode)
+    return run_node(ArmNode, shared_memory=False)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ class TeleopNode(Node):
 
 def main() -> int:
     """Entry point of the executable `teleop_node`."""
-    return run_node(TeleopNode)
+    return run_node(TeleopNode, shared_memory=False)
 
 
 if __name__ == "__main__":

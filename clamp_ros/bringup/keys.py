@@ -158,7 +158,7 @@ def beside() -> Iterator[None]:
 def _start() -> Node:
     """ROS, and a node; before other threads start children, which must not inherit what is this process's own."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    with environment.fresh_ports():
+    with environment.participant(shared_memory=False):
         return Node("clamp_keys")
 
 

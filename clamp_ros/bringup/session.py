@@ -85,7 +85,7 @@ class Session:
                 preexec_fn=die_with_parent,
             )
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        with environment.fresh_ports():
+        with environment.participant():
             self.node = Node(name, parameter_overrides=[Parameter("use_sim_time", value=True)])
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)

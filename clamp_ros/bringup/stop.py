@@ -42,7 +42,7 @@ def _ask(service: Service, again_s: float) -> tuple[bool, str]:
 
     environment.prepare()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    with environment.fresh_ports():
+    with environment.participant(shared_memory=False):
         node = Node("clamp_stop")
     try:
         kind = interface_type(service.type)

@@ -355,7 +355,7 @@ class _StopBySignal:
 
 def main() -> int:
     """The executable `control_node`."""
-    return run_node(_StopBySignal().make)
+    return run_node(_StopBySignal().make, shared_memory=False)
 
 
 if __name__ == "__main__":

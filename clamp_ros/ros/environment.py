@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, MutableMapping
@@ -53,7 +54,7 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 @contextlib.contextmanager
-def fresh_ports(environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+def participant(environment: MutableMapping[str, str] = os.environ, *, shared_memory: bool = True) -> Iterator[None]:
     """While this process makes its one participant: our profile, with an ID that no participant had lately.
 
     The ID fixes the ports. Fast DDS would take the first free ones, in a restarted node those of the killed one, to
@@ -64,13 +65,19 @@ def fresh_ports(environment: MutableMapping[str, str] = os.environ) -> Iterator[
 
     Args:
         environment: changed within the context only, so that no child inherits what is of this process.
+        shared_memory: False for who must not wait for another process, and handles no images. A port of shared memory
+            has a lock, which its reader holds now and then; while a reader is kept from running with it, whoever
+            publishes to it waits for up to a second a message. Over UDP nobody waits.
     """
     if environment.get(_VARIABLE) != str(PROFILE):
         yield
         return
-    number = f"<participantID>{_next_participant()}</participantID>"
+    profile = PROFILE.read_text(encoding="utf-8")
+    profile = profile.replace("<rtps>", f"<rtps><participantID>{_next_participant()}</participantID>", 1)
+    if not shared_memory:
+        profile = re.sub(r"(<userTransports>\s*)<transport_id>clamp_shm</transport_id>", r"\1", profile)
     with tempfile.NamedTemporaryFile("w", prefix="clamp_ros-", suffix=".xml", encoding="utf-8") as file:
-        file.write(PROFILE.read_text(encoding="utf-8").replace("<rtps>", f"<rtps>{number}", 1))
+        file.write(profile)
         file.flush()
         environment[_VARIABLE] = file.name
         try:

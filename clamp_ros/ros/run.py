@@ -289,7 +289,9 @@ def _prepare_realtime(node: Node, priority: int) -> None:
         node.get_logger().info("no right to real-time priority; under load the node may jitter more")
 
 
-def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
+def run_node(
+    factory: Callable[[], Node], args: Sequence[str] | None = None, *, shared_memory: bool = True
+) -> int:
     """Runs a node in a single-threaded executor until it is told to stop, and returns the process's exit code.
 
     Sets the environment's defaults, starts ROS, builds the node, spins. On SIGINT or SIGTERM the callback in progress
@@ -302,6 +304,7 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     Args:
         factory: makes the node; usually its class.
         args: the command line; sys.argv by default.
+        shared_memory: False for a node that must not wait for another process (`environment.participant`).
 
     Returns:
         0 after a stop that was asked for, or a `NodeDone`; 2 after a `ClampError` or a bad command line, with its
@@ -311,7 +314,7 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     program = Path(argv[0]).name if argv else "node"
     try:
         with _lossy_log():
-            _run(factory, argv)
+            _run(factory, argv, shared_memory)
     except ClampError as error:
         print(f"{program}: error: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
@@ -320,13 +323,15 @@ def run_node(factory: Callable[[], Node], args: Sequence[str] | None = None) -> 
     return 0
 
 
-def _run(factory: Callable[[], Node], argv: list[str]) -> None:
+def _run(factory: Callable[[], Node], argv: list[str], shared_memory: bool) -> None:
     stop = _Stop()
     try:
         environment.prepare()
         _start_ros(argv)
         try:
-            _spin(factory, stop)
+            with environment.participant(shared_memory=shared_memory):
+                node = factory()
+            _spin(node, stop)
         finally:
             rclpy.try_shutdown()
     finally:
@@ -374,9 +379,7 @@ def _start_ros(argv: list[str]) -> None:
         raise ConfigError(f"ROS does not start: {str(error).splitlines()[0]}") from None
 
 
-def _spin(factory: Callable[[], Node], stop: _Stop) -> None:
-    with environment.fresh_ports():
-        node = factory()
+def _spin(node: Node, stop: _Stop) -> None:
     if isinstance(node, RealtimeNode):
         _prepare_realtime(node, node.realtime_priority)
     try:

@@ -35,22 +35,38 @@ class Paced:
     """The SDK, but a pipeline's recording waits for its reader from the first frame on.
 
     Told so only once the pipeline has started, it would play at its own pace until then, and its beginning be missed.
+
+    Attributes:
+        arriving: number of the frame that was given out last.
     """
 
-    class pipeline:  # noqa: N801
-        def __init__(self, context: Any) -> None:
-            self._sdks = rs.pipeline(context)
+    def __init__(self) -> None:
+        self.arriving = 0
 
-        def start(self, config: Any) -> Any:
-            profile = config.resolve(rs.pipeline_wrapper(self._sdks))
-            profile.get_device().as_playback().set_real_time(False)
-            return self._sdks.start(config)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._sdks, name)
+    def pipeline(self, context: Any) -> Any:
+        return _PacedPipeline(self, context)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(rs, name)
+
+
+class _PacedPipeline:
+    def __init__(self, paced: Paced, context: Any) -> None:
+        self._paced, self._sdks = paced, rs.pipeline(context)
+
+    def start(self, config: Any) -> Any:
+        profile = config.resolve(rs.pipeline_wrapper(self._sdks))
+        profile.get_device().as_playback().set_real_time(False)
+        return self._sdks.start(config)
+
+    def try_wait_for_frames(self, timeout_ms: int) -> tuple[bool, Any]:
+        ok, frames = self._sdks.try_wait_for_frames(timeout_ms)
+        if ok and (depth := frames.get_depth_frame()):
+            self._paced.arriving = depth.get_frame_number()
+        return ok, frames
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sdks, name)
 
 
 class Player:
@@ -59,6 +75,7 @@ class Player:
     def __init__(self, recording: Path, clock: Callable[[], int] = time.monotonic_ns, **values: Any) -> None:
         self.reports: Counter[str] = Counter()
         self.frames: list[CameraFrame] = []
+        self.paced = Paced()
         self.camera = RealSense("wrist_left", settings(recording, **values), self._report, clock=clock)
 
     def _report(self, counter: str, message: str, amount: int) -> None:
@@ -71,7 +88,7 @@ class Player:
         At the recording's own pace any two frames will do, and a computer that is busy may have to try again.
         """
         if not real_time:
-            self.camera._rs = Paced()
+            self.camera._rs = self.paced
             self._play()
         for _ in range(_ATTEMPTS if real_time else 0):
             self._play()
@@ -189,7 +206,7 @@ def test_frames_that_come_late_are_given_out_and_counted(tmp_path: Path):
 
     def clock() -> int:
         """The frames arrive at 30 Hz as they are taken, but for the seventh to the tenth, 0.2 s later than that."""
-        due = number(player.frames[-1]) + 1 if player.frames else 1
+        due = player.paced.arriving
         return begun_ns + due * 10**9 // 30 + (200_000_000 if 7 <= due <= 10 else 0)
 
     player = Player(path, clock, late_s=0.1)

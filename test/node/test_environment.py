@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -138,7 +139,10 @@ sys.exit(run_node(Restarted))
 
 def _ports(process: subprocess.Popen[str]) -> set[int]:
     """The shared-memory ports at which a process listens, but that of ROS's graph, which counts from 7000."""
-    opened = [str(path.readlink()) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+    opened: list[str] = []
+    for path in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            opened.append(str(path.readlink()))
     numbers = {int(found[1]) for name in opened if (found := re.search(r"fastdds_port(\d+)_el", name))}
     return {number for number in numbers if number >= 7400}
 
@@ -156,12 +160,26 @@ def test_a_restarted_node_does_not_listen_at_the_ports_of_the_killed_one(tmp_pat
         before |= ports
 
 
+def test_a_node_of_the_command_path_has_no_lock_in_common_with_another_process(ros):
+    program = NODE.replace("run_node(Restarted)", "run_node(Restarted, shared_memory=False)")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        watcher = ros.node("watcher")
+        ros.spin_until(lambda: "restarted" in watcher.get_node_names(), what="the node to be found all the same")
+        assert not _ports(process)
+        assert "fastdds" not in Path(f"/proc/{process.pid}/maps").read_text().replace("libfastdds", "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_profile_of_the_user_is_not_replaced():
     mine = {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
-    with environment.fresh_ports(mine):
+    with environment.participant(mine):
         assert mine == {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
     ours: dict[str, str] = {}
     environment.prepare(ours)
-    with environment.fresh_ports(ours):
+    with environment.participant(ours):
         assert "<participantID>" in Path(ours["FASTDDS_DEFAULT_PROFILES_FILE"]).read_text()
     assert ours == environment.DEFAULTS

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import JointState
@@ -42,7 +41,7 @@ from clamp_ros.record.episode import Episode
 from clamp_ros.record.recorder_node import RecorderNode
 from clamp_ros.record.view import table
 from clamp_ros.ros.convert import camera_info_message, image_message, joint_state_message, transform_message
-from clamp_ros.ros.run import advertise, interface_type, qos_profile, subscribe
+from clamp_ros.ros.run import interface_type, qos_profile, subscribe
 
 CAMERA = "front_left"
 PINHOLE = Pinhole(424, 240, 300.0, 300.0, 211.5, 119.5)
@@ -246,35 +245,59 @@ def test_a_killed_recorder_leaves_a_bag_that_the_command_line_mends(ros, source,
         assert len(episode.frames(CAMERA)) >= 4
 
 
-def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_path):
-    """As a starved process is, for longer than a second of the stack's fastest topic."""
-    node, sent = ros.node("control"), range(1, 151)
-    commands, states = advertise(node, JOINT_COMMANDS), advertise(node, JOINT_STATES)
-    with start_process(tmp_path) as process:
-        said = listen(node)
+SENDER = """
+import sys, time
+import numpy as np, rclpy
+from rclpy.duration import Duration
+from clamp_ros.contract.interfaces import JOINT_COMMANDS, JOINT_STATES
+from clamp_ros.ros import environment
+from clamp_ros.ros.convert import joint_state_message
+from clamp_ros.ros.run import advertise
+rclpy.init()
+with environment.participant(shared_memory=False):
+    node = rclpy.create_node("control_node")
+publishers = [advertise(node, topic) for topic in (JOINT_COMMANDS, JOINT_STATES)]
+for line in sys.stdin:
+    for i in range(*map(int, line.split())):
+        for publisher in publishers:
+            publisher.publish(joint_state_message(np.zeros(14), 20_000_000 * i))
+        time.sleep(0.01)
+    print("sent", flush=True)
+    print(all(publisher.wait_for_all_acked(Duration(seconds=30.0)) for publisher in publishers), flush=True)
+"""
 
-        def publish(i: int) -> None:
-            commands.publish(joint_state_message(np.zeros(14), 20_000_000 * i))
-            states.publish(joint_state_message(np.zeros(14), 20_000_000 * i))
-            ros.executor.spin_once(timeout_sec=0.01)
+
+def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_path):
+    """As a starved process is, for longer than a second of the stack's fastest topic. Their sender does not wait."""
+    with start_process(tmp_path) as process, subprocess.Popen(
+        [sys.executable, "-c", SENDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as sender:
+        assert sender.stdin is not None and sender.stdout is not None
+
+        def send(start: int, end: int) -> None:
+            print(start, end, file=sender.stdin, flush=True)
+            assert sender.stdout.readline() == "sent\n"
+
+        said = listen(ros.node())
 
         def heard() -> bool:
-            publish(0)
+            send(0, 1)
+            assert sender.stdout.readline() == "True\n"
             return any(JOINT_COMMANDS.name in row and JOINT_STATES.name in row for row in said)
 
         ros.spin_until(heard, 30.0, "the recorder to hear both")
         process.send_signal(signal.SIGSTOP)
-        for i in sent:
-            publish(i)
+        send(1, 151)
         process.send_signal(signal.SIGCONT)
-        # what the transport had no room for is sent again, a few seconds later
-        assert all(publisher.wait_for_all_acked(Duration(seconds=30.0)) for publisher in (commands, states))
+        # what the transport had no room for is sent again
+        assert sender.stdout.readline() == "True\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+        sender.stdin.close()
     (bag,) = tmp_path.iterdir()
     with Episode.open(bag) as episode:
         for series in (episode.commands, episode.joint_states):
-            assert set(sent) <= set(series.stamps_ns // 20_000_000)
+            assert set(range(1, 151)) <= set(series.stamps_ns // 20_000_000)
 
 
 def test_a_full_disk_is_told_and_loses_the_last_chunk_only(ros, source, tmp_path, capsys):
