@@ -152,10 +152,12 @@ def test_a_restarted_node_does_not_listen_at_the_ports_of_the_killed_one(tmp_pat
     before: set[int] = set()
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", NODE], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        ports = _ports(process)
-        process.kill()
-        process.communicate()
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            ports = _ports(process)
+        finally:
+            process.kill()
+            process.communicate()
         assert len(ports) == 1 and not ports & before
         before |= ports
 
