@@ -26,6 +26,8 @@ ROOT = Path("/")
 LATENCY_MS = 1
 SHARED_MEMORY_BYTES = 512 << 20
 """Eight processes with a segment of 32 MB each (`ros/fastdds.xml`), twice: a killed one leaves its own behind."""
+RECEIVE_BUFFER_BYTES = 4 << 20
+"""What `ros/fastdds.xml` asks the kernel for, for each socket."""
 STEADY_SOURCES = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "xen")
 CLOCK_STEP_S = 0.001
 TRIAL_BYTES = 64 << 20
@@ -238,6 +240,19 @@ def shared_memory(root: Path = ROOT, needed_bytes: int = SHARED_MEMORY_BYTES) ->
         found = f"{free >> 20} MB free in /dev/shm, expected {needed_bytes >> 20}: images would be late or lost"
         return failed("machine", "shared memory", found, "sudo mount -o remount,size=2G /dev/shm; ls -l /dev/shm")
     return fine("machine", "shared memory", f"{free >> 20} MB free in /dev/shm")
+
+
+def receive_buffers(root: Path = ROOT, needed_bytes: int = RECEIVE_BUFFER_BYTES) -> Check:
+    """That small messages can wait in the kernel for a node, the recorder first of all, that is kept from running."""
+    try:
+        given = int((root / "proc/sys/net/core/rmem_max").read_text())
+    except (OSError, ValueError):
+        return Check("machine", "receive buffers", Verdict.SKIPPED, "net.core.rmem_max cannot be read")
+    if given < needed_bytes:
+        found = f"{given >> 10} KB a socket: joints that a hung recorder has not taken are lost sooner"
+        fix = f"sudo sysctl -w net.core.rmem_max={needed_bytes}"
+        return Check("machine", "receive buffers", Verdict.WARNING, found, fix)
+    return fine("machine", "receive buffers", f"{given >> 10} KB a socket")
 
 
 def clocks(root: Path = ROOT, wait_s: float = 0.05) -> list[Check]:

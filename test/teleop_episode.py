@@ -47,7 +47,7 @@ LEADERS = Path(__file__).parent / "hardware_emulation" / "leaders.py"
 PATIENT: dict[str, Any] = {
     "control_node": {"stale_after_s": 1.0},
     "teleop_node": {
-        "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 20.0},
+        "motors": {"reply_s": 0.1, "retry_s": 0.5, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 20.0},
         "law": {"leader_lost_s": 5.0, "take_s": 30.0, "align_s": 120.0},
         "command_timeout_s": 5.0,
         "answer_s": 120.0,

@@ -41,6 +41,7 @@ from clamp_ros.preflight import (
     fine,
     groups,
     real_time,
+    receive_buffers,
     shared_memory,
     table,
     udev_rules,
@@ -238,7 +239,7 @@ def _devices(system: _System, robot: bool, root: Path) -> list[Check]:
 
 def _machine(values: Mapping[str, str], system: _System, root: Path) -> list[Check]:
     recorder: RecorderConfig = system.configs.get("recorder_node") or RecorderConfig(folder=values["record_to"])
-    checks = [shared_memory(root), *clocks(root)]
+    checks = [shared_memory(root), receive_buffers(root), *clocks(root)]
     priority = max(
         getattr(system.configs.get(name), "realtime_priority", 0) for name in ("arm_node", "control_node")
     )

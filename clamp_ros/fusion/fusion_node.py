@@ -219,11 +219,12 @@ class FusionNode(Node):
 
     def _pose(self, images: _Set) -> _PosedSet:
         tree = self._tf.tree
+        # first what moves, since it is what comes too late: this is tried with every transform that comes
+        grippers = {arm: tree.lookup(WORLD_FRAME, gripper_frame(arm), images.stamp_ns) for arm in ARMS}
         frames = [
             DepthFrame(image.depth_mm, image.pinhole, tree.lookup(WORLD_FRAME, optical_frame(camera), image.stamp_ns))
             for camera, image in images.images.items()
         ]
-        grippers = {arm: tree.lookup(WORLD_FRAME, gripper_frame(arm), images.stamp_ns) for arm in ARMS}
         return _PosedSet(self._epoch, images.stamp_ns, frames, grippers)
 
     def _fuse(self, posed: _PosedSet) -> None:

@@ -131,7 +131,7 @@ class System:
         """Launch arguments, after the name of a graph but the policy's."""
         if self.teleop:
             busy = {} if not self.patient else {
-                "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 5.0},
+                "motors": {"reply_s": 0.1, "retry_s": 0.4, "watchdog_s": 2.5, "fresh_s": 1.0, "silent_s": 5.0},
                 "law": {"leader_lost_s": 2.0, "take_s": 30.0, "align_s": 120.0}, "command_timeout_s": 5.0,
                 "answer_s": 60.0,
             }  # fmt: skip
@@ -160,8 +160,8 @@ class System:
         }
         sides = {side: {"port": str(self.folder / f"ttyDXL_{side}"), **GRIPPER} for side in ARMS}
         busy: dict[str, Any] = {} if not self.patient else {
-            "hold_after_s": 0.6, "fault_after_s": 0.9, "command_timeout_s": 1.0,
-            "motors": {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5},
+            "hold_after_s": 0.9, "fault_after_s": 1.5, "command_timeout_s": 1.0,
+            "motors": {"reply_s": 0.1, "retry_s": 0.4, "watchdog_s": 2.5},
         }  # fmt: skip
         files = {
             "sim": "false",

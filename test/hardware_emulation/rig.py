@@ -13,7 +13,7 @@ from hardware_emulation.servos import Emulator, ServoBus, follower
 from clamp_ros.arm.arms import Arms, ArmsSample, State
 from clamp_ros.arm.settings import ArmsConfig, MotorConfig, SideConfig
 
-MOTORS: dict[str, Any] = {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5}
+MOTORS: dict[str, Any] = {"reply_s": 0.1, "retry_s": 0.5, "watchdog_s": 2.5}
 TOGETHER: dict[str, Any] = {"hold_after_s": 0.9, "fault_after_s": 1.5, "speed_rad_s": 2.0}
 GRIPPER: dict[str, Any] = {"gripper_touch_rad": 0.62, "gripper_open_rad": 1.62}
 

@@ -30,7 +30,7 @@ from clamp_ros.arm.units import AMPERE_PER_UNIT
 from clamp_ros.contract.errors import ArmError, ConfigError
 from clamp_ros.contract.robot import GRIPPER_INDICES, REST_POSE
 
-SLOW: dict[str, Any] = {"reply_s": 0.05, "retry_s": 0.2, "watchdog_s": 2.5, "fresh_s": 1.0, "drive_rad_s": 2.0}
+SLOW: dict[str, Any] = {"reply_s": 0.1, "retry_s": 0.5, "watchdog_s": 2.5, "fresh_s": 1.0, "drive_rad_s": 2.0}
 """Deadlines of a busy machine."""
 ARMS_ONLY = np.delete(np.arange(14), GRIPPER_INDICES)
 

@@ -10,6 +10,7 @@ import pytest
 
 from clamp_ros import preflight
 from clamp_ros.preflight import Check, Verdict
+from clamp_ros.ros.environment import PROFILE
 from clamp_ros.share import share_folder
 
 PORT = "/dev/ttyDXL_follower_left"
@@ -109,6 +110,18 @@ def test_shared_memory_is_enough_for_the_images_or_not(root):
     assert check.verdict is Verdict.FAILED and "remount" in check.fix
     (root / "dev/shm").rmdir()
     assert preflight.shared_memory(root).verdict is Verdict.FAILED
+
+
+def test_receive_buffers_are_as_large_as_our_profile_asks_for_or_told_to_be_small(root):
+    assert f"<receiveBufferSize>{preflight.RECEIVE_BUFFER_BYTES}</receiveBufferSize>" in PROFILE.read_text()
+    assert preflight.receive_buffers(root).verdict is Verdict.SKIPPED
+    limit = root / "proc/sys/net/core/rmem_max"
+    limit.parent.mkdir(parents=True)
+    limit.write_text("212992\n")
+    check = preflight.receive_buffers(root)
+    assert (check.verdict, check.fix) == (Verdict.WARNING, "sudo sysctl -w net.core.rmem_max=4194304")
+    limit.write_text("4194304\n")
+    assert preflight.receive_buffers(root).verdict is Verdict.OK
 
 
 def test_clocks_are_watched_and_a_jump_is_a_failure(root):
