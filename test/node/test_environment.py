@@ -69,6 +69,44 @@ def test_a_terminal_with_the_defaults_of_ros_hears_us(ros):
     assert listener.returncode == 0
 
 
+SERVE = """
+import sys
+from rclpy.node import Node
+from std_srvs.srv import Trigger
+from clamp_ros.ros.run import run_node
+def answer(_, response):
+    response.success = True
+    return response
+class Server(Node):
+    def __init__(self):
+        super().__init__("server")
+        self.create_service(Trigger, "/stop", answer)
+sys.exit(run_node(Server, shared_memory=False))
+"""
+ASK = """
+import sys, rclpy
+from std_srvs.srv import Trigger
+rclpy.init()
+node = rclpy.create_node("asker")
+client = node.create_client(Trigger, "/stop")
+if not client.wait_for_service(30.0):
+    sys.exit(1)
+future = client.call_async(Trigger.Request())
+rclpy.spin_until_future_complete(node, future, timeout_sec=30.0)
+sys.exit(not (future.done() and future.result().success))
+"""
+
+
+def test_a_terminal_with_the_defaults_of_ros_is_answered_by_a_node_of_the_command_path():
+    plain = {name: value for name, value in os.environ.items() if name not in environment.DEFAULTS}
+    server = subprocess.Popen([sys.executable, "-c", SERVE])
+    try:
+        assert subprocess.run([sys.executable, "-c", ASK], env=plain, timeout=90.0).returncode == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
 def _segments() -> set[str]:
     return {path.name for path in environment.SHARED_MEMORY.glob("fastdds_*_el") if "port" not in path.name}
 

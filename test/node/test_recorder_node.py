@@ -229,13 +229,18 @@ def start_process(folder, *more: str, **options) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
+def written(folder) -> int:
+    """Bytes of the bag in progress on the disk."""
+    return sum(file.stat().st_size for file in folder.glob("*.partial/*.mcap"))
+
+
 def test_a_killed_recorder_leaves_a_bag_that_the_command_line_mends(ros, source, tmp_path, capsys):
     with start_process(tmp_path, "-p", "flush_s:=0.1") as process:
         ros.spin_until(connected(source), 30.0)
-        for i in range(5):
+        for i in range(6):  # each reaches the disk without a stop: all but what the last tenth of a second brought
+            before = written(tmp_path)
             publish_all(source, i)
-        # so much reaches the disk without a stop: all but what the last tenth of a second brought
-        ros.spin_until(lambda: sum(f.stat().st_size for f in tmp_path.glob("*.partial/*.mcap")) > 5 * 305_000, 20.0)
+            ros.spin_until(lambda size=before: written(tmp_path) > size + 305_000, 20.0, "an image on the disk")
         process.kill()
     assert cli.main(["bag", "recover", str(tmp_path)]) == 0
     (bag,) = tmp_path.iterdir()
@@ -268,7 +273,7 @@ for line in sys.stdin:
 
 
 def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_path):
-    """As a starved process is, for longer than a second of the stack's fastest topic. Their sender does not wait."""
+    """As a starved process is, for longer than a second of the fastest topic. Their sender is as control_node is."""
     with start_process(tmp_path) as process, subprocess.Popen(
         [sys.executable, "-c", SENDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as sender:
@@ -314,13 +319,10 @@ def test_a_full_disk_is_told_and_loses_the_last_chunk_only(ros, source, tmp_path
         def full() -> bool:
             return any(row["level"] == "2" and "clamp bag recover" in row["message"] for row in said)
 
-        def written() -> int:
-            return sum(file.stat().st_size for file in tmp_path.glob("*.partial/*.mcap"))
-
         for i in range(40):  # each a chunk of its own: a chunk of 4 MB alone would be more than the disk has
-            before = written()
+            before = written(tmp_path)
             publish_all(source, i)
-            ros.spin_until(lambda size=before: full() or written() > size, 20.0, "a chunk")
+            ros.spin_until(lambda size=before: full() or written(tmp_path) > size, 20.0, "a chunk")
             if full():
                 break
         assert full()
