@@ -208,7 +208,7 @@ def test_a_node_of_the_command_path_has_no_lock_in_common_with_another_process(r
         watcher = ros.node("watcher")
         ros.spin_until(lambda: "restarted" in watcher.get_node_names(), what="the node to be found all the same")
         assert not _ports(process)
-        assert "/dev/shm/fastdds" not in Path(f"/proc/{process.pid}/maps").read_text()
+        assert f"{environment.SHARED_MEMORY}/fastdds" not in Path(f"/proc/{process.pid}/maps").read_text()
     finally:
         process.kill()
         process.communicate()
