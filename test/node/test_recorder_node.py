@@ -277,17 +277,18 @@ def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_pa
     with start_process(tmp_path) as process, subprocess.Popen(
         [sys.executable, "-c", SENDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as sender:
-        assert sender.stdin is not None and sender.stdout is not None
+        asks, answers = sender.stdin, sender.stdout
+        assert asks is not None and answers is not None
 
         def send(start: int, end: int) -> None:
-            print(start, end, file=sender.stdin, flush=True)
-            assert sender.stdout.readline() == "sent\n"
+            print(start, end, file=asks, flush=True)
+            assert answers.readline() == "sent\n"
 
         said = listen(ros.node())
 
         def heard() -> bool:
             send(0, 1)
-            assert sender.stdout.readline() == "True\n"
+            assert answers.readline() == "True\n"
             return any(JOINT_COMMANDS.name in row and JOINT_STATES.name in row for row in said)
 
         ros.spin_until(heard, 30.0, "the recorder to hear both")
@@ -295,10 +296,10 @@ def test_a_recorder_that_is_kept_from_running_loses_no_small_message(ros, tmp_pa
         send(1, 151)
         process.send_signal(signal.SIGCONT)
         # what the transport had no room for is sent again
-        assert sender.stdout.readline() == "True\n"
+        assert answers.readline() == "True\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-        sender.stdin.close()
+        asks.close()
     (bag,) = tmp_path.iterdir()
     with Episode.open(bag) as episode:
         for series in (episode.commands, episode.joint_states):
